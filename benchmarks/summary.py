@@ -1,0 +1,149 @@
+"""The results as Markdown, and into the places of README.md and docs/ that are marked for them.
+
+    python benchmarks/summary.py            print every table
+    python benchmarks/summary.py --write    replace what stands between <!-- results:NAME --> and <!-- /results -->
+
+The pages hold no figure that was typed by hand: what stands in a marked place is what the results files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import common
+
+ROOT = common.HERE.parent
+NAMES = {"regraft": "Regraft", "setfit": "SetFit", "trainer": "Trainer fine-tune", "tfidf": "TF-IDF + LR"}
+PLACE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+NOTHING = "Not measured yet; `make bench` measures it.\n"
+
+
+def mean_and_half_width(cells: list[dict[str, Any]]) -> tuple[float, float]:
+    """Mean test accuracy and the half width of its 95 % interval.
+
+    The variance is that of the finite test set, p (1 - p) / n, plus that between seeds over their number, s^2 / k: the
+    same test rows are used for every seed, so more seeds reduce only the second.
+    """
+    values = [cell["accuracy"] for cell in cells]
+    mean = statistics.fmean(values)
+    between = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
+    return mean, 1.96 * math.sqrt(mean * (1 - mean) / cells[0]["of"] + between)
+
+
+def classification(content: dict[str, Any]) -> str:
+    """One row a task and budget, one column a system; the best and those within its interval in bold."""
+    groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
+    for key, cell in content["cells"].items():
+        system, task, budget, _ = key.split("/")
+        groups.setdefault((task, int(budget)), {}).setdefault(system, []).append(cell)
+    lines = [
+        f"| task | budget | seeds | {' | '.join(NAMES.values())} |",
+        f"|---|---|---|{'---|' * len(NAMES)}",
+    ]
+    for (task, budget_s), systems in sorted(groups.items()):
+        good = {
+            name: mean_and_half_width(cells)
+            for name, cells in systems.items()
+            if all(cell["status"] == "ok" for cell in cells)
+        }
+        best, width = max(good.values(), default=(0.0, 0.0))
+        shown = [_figure(systems.get(name), good.get(name), best - width) for name in NAMES]
+        seeds = max(len(cells) for cells in systems.values())
+        lines.append(f"| {task} | {budget_s // 60} min | {seeds} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n" + _measured_on(content)
+
+
+def _figure(cells: list[dict[str, Any]] | None, figure: tuple[float, float] | None, bar: float) -> str:
+    if not cells:
+        return "-"
+    if figure is None:
+        return ", ".join(sorted({cell["status"] for cell in cells if cell["status"] != "ok"}))
+    mean, half = figure
+    text = f"{100 * mean:.1f} ± {100 * half:.1f}"
+    late_s = max(cell["wall_s"] for cell in cells)
+    return f"{f'**{text}**' if mean >= bar else text} ({late_s:.0f} s)"
+
+
+def features(content: dict[str, Any]) -> str:
+    """Throughput against the bare pass."""
+    lines = ["| checkpoint and task | texts/s | bare pass, texts/s | share |", "|---|---|---|---|"]
+    for key, cell in content["cells"].items():
+        ours, theirs = cell["regraft_texts_per_s"], cell["bare_texts_per_s"]
+        lines.append(f"| {key} | {ours:.0f} | {theirs:.0f} | {cell['share']:.0%} |")
+    return "\n".join(lines) + "\n" + _measured_on(content)
+
+
+def budget(content: dict[str, Any]) -> str:
+    """Overrun and memory."""
+    lines = ["| task | budget | wall time beyond it | peak memory above imports |", "|---|---|---|---|"]
+    runs = [(key.split("/"), cell) for key, cell in content["cells"].items() if "/" in key]
+    for (task, seconds), cell in sorted(runs, key=lambda run: (run[0][0], int(run[0][1]))):
+        lines.append(f"| {task} | {seconds} s | {cell['over_s']:+.1f} s | {cell['above_imports_mib']} MiB |")
+    shown = content["cells"].get("help")
+    first = f"\n`regraft --help` takes {shown['seconds']:.2f} s (median).\n" if shown else ""
+    return "\n".join(lines) + "\n" + first + _measured_on(content)
+
+
+def kill(content: dict[str, Any]) -> str:
+    """Kills and differences."""
+    lines = ["| run | kills | runs started again | ended with other weights |", "|---|---|---|---|"]
+    lines += [
+        f"| {key} | {cell['kills']} | {cell['runs']} | {len(cell['different'])} |"
+        for key, cell in content["cells"].items()
+    ]
+    return "\n".join(lines) + "\n" + _measured_on(content)
+
+
+def _measured_on(content: dict[str, Any]) -> str:
+    used = {cell["machine"] for cell in content["cells"].values()}
+    machines = {
+        f"{at['processor']}, {at['cores']} cores, torch {at['packages'].get('torch', '?')}"
+        for name, at in content["machines"].items()
+        if name in used
+    }
+    return f"\nMeasured on: {'; '.join(sorted(machines))}.\n"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "classification": classification, "features": features, "budget": budget, "kill": kill,
+}  # fmt: skip
+
+
+def table(name: str) -> str:
+    """The Markdown of one results file."""
+    content = common.Results(name).content
+    return TABLES[name](content) if content["cells"] else NOTHING
+
+
+def filled(text: str) -> str:
+    """A page with its marked places filled from the results."""
+    return PLACE.sub(lambda found: found[1] + table(found[2]) + found[3], text)
+
+
+def pages() -> list[Path]:
+    """The pages that may have marked places."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> None:
+    """Print, or write into the pages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    if not parser.parse_args().write:
+        print("\n".join(f"## {name}\n\n{table(name)}" for name in TABLES))
+        return
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if filled(text) != text:
+            page.write_text(filled(text), encoding="utf-8")
+            print(f"{page.relative_to(ROOT)} filled")
+
+
+if __name__ == "__main__":
+    main()

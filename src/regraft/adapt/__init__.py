@@ -1,0 +1,20 @@
+"""Adapt a checkpoint to a task: a probe head, LoRA, or a full fine-tune that starts from the probe."""
+
+from regraft.adapt.adaptation import Adaptation, Plan, classifier_from
+from regraft.adapt.heads import VIEWS, Head, View, load_head, probe, save_head
+from regraft.adapt.tuning import Tuning, full, lora
+
+__all__ = [
+    "VIEWS",
+    "Adaptation",
+    "Head",
+    "Plan",
+    "Tuning",
+    "View",
+    "classifier_from",
+    "full",
+    "load_head",
+    "lora",
+    "probe",
+    "save_head",
+]

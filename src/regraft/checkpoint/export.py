@@ -1,0 +1,156 @@
+"""Write a classifier as a stock folder: sentence-transformers (encoder, pooling, Dense) or transformers.
+
+The files are written here and not by sentence-transformers, so that they hold nothing but what we mean them to; that the
+stock class loads them, and computes the same, is then checked with the stock class (certificate).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from regraft.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from regraft.checkpoint.classifier import Classifier, StockClassifier, TextClassifier
+from regraft.checkpoint.quiet import quiet
+from regraft.errors import CheckpointError
+
+ABOUT = "regraft.json"
+# The names under which every release since 2.0 finds its modules.
+_MODULES = "sentence_transformers.models"
+
+
+def write_classifier(classifier: Classifier, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write weights, config, tokenizer and labels into an empty folder.
+
+    Args:
+        about: Goes into `regraft.json` (provenance); `labels` and `format` are added.
+    """
+    with quiet():
+        if isinstance(classifier, StockClassifier):
+            classifier.model.save_pretrained(folder)
+        else:
+            _write_modules(classifier, folder)
+        classifier.tokenizer.save_pretrained(folder)
+    content = {**about, "format": classifier.format, "labels": list(classifier.labels)}
+    (folder / ABOUT).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_modules(classifier: TextClassifier, folder: Path) -> None:
+    encoder = classifier.encoder
+    encoder.config.id2label = dict(enumerate(classifier.labels))
+    encoder.config.label2id = {label: index for index, label in enumerate(classifier.labels)}
+    # WeightedLayerPooling reads all hidden states, which the stock Transformer module passes on under this key alone.
+    encoder.config.output_hidden_states = classifier.layer_weights is not None
+    encoder.save_pretrained(folder)
+    width, classes = int(classifier.head.in_features), len(classifier.labels)
+    modules: list[tuple[str, str]] = [("", "Transformer")]
+    _json(folder / "sentence_bert_config.json", {"max_seq_length": classifier.max_length, "do_lower_case": False})
+    if classifier.layer_weights is not None:
+        at = folder / f"{len(modules)}_WeightedLayerPooling"
+        weights = classifier.layer_weights.float()
+        _json(at / "config.json",
+              {"word_embedding_dimension": width, "layer_start": 0, "num_hidden_layers": len(weights) - 1})  # fmt: skip
+        save_file({"layer_weights": weights}, at / "model.safetensors")
+        modules.append((at.name, "WeightedLayerPooling"))
+    at = folder / f"{len(modules)}_Pooling"
+    _json(at / "config.json", {
+        "word_embedding_dimension": width, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True,
+        "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False,
+    })  # fmt: skip
+    modules.append((at.name, "Pooling"))
+    at = folder / f"{len(modules)}_Dense"
+    _json(at / "config.json", {
+        "in_features": width, "out_features": classes, "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    })  # fmt: skip
+    head = {f"linear.{name}": value.detach().float().contiguous() for name, value in classifier.head.named_parameters()}
+    save_file(head, at / "model.safetensors")
+    modules.append((at.name, "Dense"))
+    _json(folder / "modules.json", [
+        {"idx": index, "name": str(index), "path": path, "type": f"{_MODULES}.{kind}"}
+        for index, (path, kind) in enumerate(modules)
+    ])  # fmt: skip
+    _json(folder / "config_sentence_transformers.json",
+          {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"})  # fmt: skip
+
+
+def _json(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def stock_logits(folder: Path, texts: list[str], form: str) -> torch.Tensor:
+    """Logits [N, C] as the stock library computes them, with none of our code in between."""
+    with quiet():
+        return _stock_logits(folder, texts, form)
+
+
+def _stock_logits(folder: Path, texts: list[str], form: str) -> torch.Tensor:
+    if form == "sentence-transformers":
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        encoded: torch.Tensor = model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+        return encoded.float().cpu()
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    stock = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with torch.inference_mode():
+        batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        logits: torch.Tensor = stock(**batch).logits.float()
+    return logits
+
+
+def load_member(folder: Path, device: str = "cpu") -> Classifier:
+    """Open a member folder, of either form, as a classifier."""
+    return load_classifier(open_checkpoint(str(folder)), device)
+
+
+def load_classifier(checkpoint: Checkpoint, device: str = "cpu") -> Classifier:
+    """A checkpoint that has a classification head, as it is.
+
+    Raises:
+        CheckpointError: It has no head.
+    """
+    from regraft.checkpoint.load import load_encoder, load_sequence_classifier, load_tokenizer, max_length
+
+    if checkpoint.labels is None:
+        raise CheckpointError(
+            f"{checkpoint.reference} has no classification head.", "Give it one with `regraft adapt`."
+        )
+    tokenizer, length = load_tokenizer(checkpoint), max_length(checkpoint)
+    if not checkpoint.modules:
+        model = load_sequence_classifier(checkpoint, device=device)
+        return StockClassifier(model, tokenizer, checkpoint.labels, length).to(device).eval()
+    encoder = load_encoder(checkpoint, device=device)
+    return _read_modules(checkpoint.folder, encoder, tokenizer, checkpoint.labels, length, device)
+
+
+def _read_modules(
+    folder: Path, encoder: Any, tokenizer: Any, labels: tuple[str, ...], length: int, device: str
+) -> TextClassifier:
+    kinds = {module["type"].rsplit(".", 1)[-1]: folder / module["path"]
+             for module in json.loads((folder / "modules.json").read_text())}  # fmt: skip
+    if not {"Transformer", "Pooling", "Dense"} <= set(kinds) or set(kinds) - {
+        "Transformer",
+        "Pooling",
+        "Dense",
+        "WeightedLayerPooling",
+    }:
+        raise CheckpointError(
+            f"{folder / 'modules.json'} holds {', '.join(kinds)}; a classifier is Transformer, Pooling and Dense.",
+            "Start from its encoder with `regraft adapt`.",
+        )
+    layer_weights = None
+    if "WeightedLayerPooling" in kinds:
+        layer_weights = load_file(kinds["WeightedLayerPooling"] / "model.safetensors")["layer_weights"].tolist()
+    classifier = TextClassifier(encoder, tokenizer, labels, length, layer_weights)
+    head = load_file(kinds["Dense"] / "model.safetensors")
+    classifier.head.load_state_dict({name.removeprefix("linear."): value for name, value in head.items()})
+    return classifier.to(device).eval()

@@ -1,0 +1,15 @@
+"""Measuring: scores with intervals, baselines, latency, and the certificate of what was measured."""
+
+from regraft.evaluate.latency import measure_latency, measure_throughput
+from regraft.evaluate.metrics import Score, bootstrap_intervals, mean_interval, metrics, paired_difference, score
+
+__all__ = [
+    "Score",
+    "bootstrap_intervals",
+    "mean_interval",
+    "measure_latency",
+    "measure_throughput",
+    "metrics",
+    "paired_difference",
+    "score",
+]

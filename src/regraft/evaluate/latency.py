@@ -1,0 +1,82 @@
+"""How fast is a model on this machine? Medians of wall-clock time, within a bounded time of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from regraft.errors import TaskError
+
+Predict = Callable[[list[str]], Any]
+Clock = Callable[[], float]
+
+
+def measure_latency(
+    predict: Predict,
+    texts: Sequence[str],
+    *,
+    warmup: int = 3,
+    repeats: int = 50,
+    deadline_s: float = 1.5,
+    clock: Clock = time.perf_counter,
+) -> float:
+    """Median milliseconds that `predict` takes for one example.
+
+    The examples are taken in turn, so that their lengths are those of the task. At least one example is timed; after
+    that nothing new is started once `deadline_s` seconds have passed, warm-up included.
+
+    Raises:
+        TaskError: There are no texts.
+    """
+    _check(texts)
+    start = clock()
+    for number in range(warmup):
+        if number > 0 and clock() - start > deadline_s / 2:
+            break
+        predict([texts[number % len(texts)]])
+    seconds: list[float] = []
+    for number in range(repeats):
+        before = clock()
+        if seconds and before - start > deadline_s:
+            break
+        predict([texts[number % len(texts)]])
+        seconds.append(clock() - before)
+    return 1000.0 * median(seconds)
+
+
+def measure_throughput(
+    predict: Predict,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 32,
+    repeats: int = 8,
+    deadline_s: float = 1.5,
+    clock: Clock = time.perf_counter,
+) -> float:
+    """Examples per second that `predict` does in batches of `batch_size`: the median over batches.
+
+    The examples repeat when there are fewer than a batch. One batch warms up; at least one is timed; nothing new is started
+    once `deadline_s` seconds have passed.
+
+    Raises:
+        TaskError: There are no texts.
+    """
+    _check(texts)
+    start = clock()
+    rates: list[float] = []
+    for number in range(-1, repeats):
+        before = clock()
+        if rates and before - start > deadline_s:
+            break
+        first = max(number, 0) * batch_size
+        predict([texts[(first + offset) % len(texts)] for offset in range(batch_size)])
+        if number >= 0:
+            rates.append(batch_size / max(clock() - before, 1e-9))
+    return median(rates)
+
+
+def _check(texts: Sequence[str]) -> None:
+    if not texts:
+        raise TaskError("Cannot time a model without a text.", "Pass a few texts of the task.")

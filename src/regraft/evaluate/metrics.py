@@ -1,0 +1,214 @@
+"""How good are predicted class probabilities, and how sure is that?
+
+Accuracy, macro F1 and calibration error, each with a bootstrap interval. Shapes: labels [N] integers in [0, C),
+probabilities [N, C]. All results are plain Python floats, ready for JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from regraft.errors import NonFiniteError, TaskError
+from regraft.randomness import integers
+
+METRICS = ("accuracy", "macro_f1", "calibration_error")
+BINS = 15
+
+_DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap to about 100 MB, whatever N is
+
+
+class Score(TypedDict):
+    """The three metrics and their 95 % intervals, as they stand in `result.json`."""
+
+    accuracy: float
+    macro_f1: float
+    calibration_error: float
+    intervals: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """What the metrics need of each example: everything else about the probabilities can be forgotten.
+
+    Attributes:
+        cell: [N] which of the K pairs (label, prediction) that occur.
+        cell_label, cell_prediction: [K] the pairs.
+        bin: [N] bin of the top probability.
+        gap: [N] top probability - 1 if correct else top probability; its sum in a bin is the bin's calibration error.
+    """
+
+    cell: NDArray[np.int64]
+    cell_label: NDArray[np.int64]
+    cell_prediction: NDArray[np.int64]
+    bin: NDArray[np.int64]
+    gap: NDArray[np.float64]
+    n_classes: int
+
+    @classmethod
+    def of(cls, labels: ArrayLike, probabilities: ArrayLike) -> _Outcomes:
+        target, prob = checked(labels, probabilities)
+        predicted = prob.argmax(axis=1).astype(np.int64)
+        confidence = prob[np.arange(len(prob)), predicted]
+        # Bins are (0, 1/15], (1/15, 2/15] ... as in the paper; 0 itself joins the first.
+        bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        n_classes = prob.shape[1]
+        pairs, cell = np.unique(target * n_classes + predicted, return_inverse=True)
+        gap = confidence - (predicted == target)
+        return cls(cell.astype(np.int64), pairs // n_classes, pairs % n_classes, bins, gap, n_classes)
+
+    def measure(self, draws: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Each metric of each resample; `draws` is [B, N], row b holds the examples of resample b."""
+        resamples, size = draws.shape
+        counts = _counts(self.cell[draws], len(self.cell_label))
+        correct = self.cell_label == self.cell_prediction
+        hits = counts[:, correct] @ np.eye(self.n_classes)[self.cell_label[correct]]
+        support = counts @ np.eye(self.n_classes)[self.cell_label]
+        predicted = counts @ np.eye(self.n_classes)[self.cell_prediction]
+        row = np.arange(resamples)[:, None] * BINS
+        gaps = np.bincount((row + self.bin[draws]).ravel(), self.gap[draws].ravel(), minlength=resamples * BINS)
+        involved = support + predicted
+        f1 = 2 * hits / np.maximum(involved, 1)
+        return {
+            "accuracy": hits.sum(axis=1) / size,
+            "macro_f1": f1.sum(axis=1) / (involved > 0).sum(axis=1),
+            "calibration_error": np.abs(gaps.reshape(resamples, BINS)).sum(axis=1) / size,
+        }
+
+
+def checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Labels and probabilities as arrays that the formulas can rely on.
+
+    Raises:
+        NonFiniteError: A probability is NaN, infinite or negative.
+        TaskError: Shapes do not fit, there are no examples, or a label is outside [0, C).
+    """
+    target = np.asarray(labels, dtype=np.int64)
+    prob = np.asarray(probabilities, dtype=np.float64)
+    if target.ndim != 1 or prob.ndim != 2 or len(target) != len(prob) or prob.size == 0:
+        raise TaskError(
+            f"Cannot score labels of shape {target.shape} against probabilities of shape {prob.shape}.",
+            "Expected labels [N] and probabilities [N, C] with N and C at least 1.",
+        )
+    bad = ~(np.isfinite(prob) & (prob >= 0)).all(axis=1)
+    if bad.any():
+        raise NonFiniteError(
+            f"{int(bad.sum())} of {len(prob)} predictions have NaN, infinite or negative probabilities "
+            f"(the first is example {int(bad.argmax())}).",
+            "Leave the model out, or compute it in float32.",
+        )
+    if target.min() < 0 or target.max() >= prob.shape[1]:
+        raise TaskError(
+            f"Labels run from {target.min()} to {target.max()}, but the predictions have {prob.shape[1]} classes.",
+            "Number the labels from 0 in the order of the model's classes.",
+        )
+    return target, prob
+
+
+def metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
+    """Accuracy, macro F1 and expected calibration error.
+
+    - accuracy: the fraction whose most probable class (the first of equals) is the label.
+    - macro_f1: the mean of 2 TP / (support + predicted) over the classes that occur in labels or predictions.
+    - calibration_error: sum over 15 equal-width bins of (n_bin / N) |accuracy(bin) - confidence(bin)| of the most probable
+      class (Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599, eq. 3).
+
+    Raises:
+        NonFiniteError, TaskError: as `checked`.
+    """
+    outcomes = _Outcomes.of(labels, probabilities)
+    everything = np.arange(len(outcomes.cell))[None]
+    return {name: float(values[0]) for name, values in outcomes.measure(everything).items()}
+
+
+def bootstrap_intervals(
+    labels: ArrayLike, probabilities: ArrayLike, seed: int = 0, resamples: int = 1000, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals over examples (Efron 1979), for each metric of `metrics`.
+
+    The calibration error of a resample is biased upwards (each bin's gap is a mean of absolute values), so its interval can lie
+    above the value itself; it says how the estimate varies, not where the truth is.
+
+    Raises:
+        NonFiniteError, TaskError: as `checked`.
+    """
+    outcomes = _Outcomes.of(labels, probabilities)
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in METRICS}
+    for draws in _resamples(len(outcomes.cell), seed, resamples):
+        for name, values in outcomes.measure(draws).items():
+            found[name].append(values)
+    return {name: _percentiles(np.concatenate(values), level) for name, values in found.items()}
+
+
+def score(labels: ArrayLike, probabilities: ArrayLike, seed: int = 0) -> Score:
+    """The metrics with their 95 % bootstrap intervals, as stored in `result.json`.
+
+    Raises:
+        NonFiniteError, TaskError: as `checked`.
+    """
+    value = metrics(labels, probabilities)
+    intervals = bootstrap_intervals(labels, probabilities, seed)
+    return Score(
+        accuracy=value["accuracy"],
+        macro_f1=value["macro_f1"],
+        calibration_error=value["calibration_error"],
+        intervals={name: list(ends) for name, ends in intervals.items()},
+    )
+
+
+def paired_difference(
+    labels: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    seed: int = 0,
+    metric: str = "accuracy",
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """How much better `first` is than `second` on the same examples: (difference, low, high) of one metric.
+
+    Both are measured on the same resamples, so what is hard for both cancels. An interval that holds 0 is too close to call.
+
+    Raises:
+        NonFiniteError, TaskError: as `checked`; or an unknown metric.
+    """
+    if metric not in METRICS:
+        raise TaskError(f"Unknown metric {metric!r}.", f"Use one of {', '.join(METRICS)}.")
+    a, b = _Outcomes.of(labels, first), _Outcomes.of(labels, second)
+    everything = np.arange(len(a.cell))[None]
+    difference = float(a.measure(everything)[metric][0] - b.measure(everything)[metric][0])
+    spread = [
+        a.measure(draws)[metric] - b.measure(draws)[metric] for draws in _resamples(len(a.cell), seed, resamples)
+    ]
+    return (difference, *_percentiles(np.concatenate(spread), level))
+
+
+def mean_interval(values: ArrayLike, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` [N] (correctness, differences of correctness, ...)."""
+    numbers = np.asarray(values, dtype=np.float64)
+    means = [numbers[draws].mean(axis=1) for draws in _resamples(len(numbers), seed, resamples)]
+    return _percentiles(np.concatenate(means), level)
+
+
+def _resamples(size: int, seed: int, resamples: int) -> list[NDArray[np.int64]]:
+    """The examples of each resample, [resamples, size] in blocks of bounded memory; the same for equal sizes and seeds."""
+    block = max(1, _DRAWS_AT_ONCE // size)
+    return [
+        integers(size, size * min(block, resamples - start), seed, "bootstrap", start).reshape(-1, size)
+        for start in range(0, resamples, block)
+    ]
+
+
+def _percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _counts(values: NDArray[np.int64], below: int) -> NDArray[np.float64]:
+    """How often each of 0 .. below - 1 occurs in each row, [B, below]."""
+    rows = len(values)
+    shifted = values + np.arange(rows)[:, None] * below
+    return np.bincount(shifted.ravel(), minlength=rows * below).reshape(rows, below).astype(np.float64)

@@ -1,0 +1,5 @@
+"""Features of checkpoints: every layer, mean and first token, one pass, kept in the store."""
+
+from regraft.features.extract import FeatureRows, Features, Joined, extract, extract_all, shared_passes
+
+__all__ = ["FeatureRows", "Features", "Joined", "extract", "extract_all", "shared_passes"]

@@ -1,0 +1,190 @@
+"""An arm: one way to train one checkpoint, taken further leg by leg; every leg is planned, trained, measured, logged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from regraft import faults
+from regraft.adapt import Adaptation, Head, Plan
+from regraft.checkpoint import Checkpoint, load_tokenizer, max_length
+from regraft.checkpoint.batches import Tokens, tokenize
+from regraft.errors import NonFiniteError
+from regraft.evaluate import score
+from regraft.planner.job import Candidate, Job
+from regraft.train.loop import Data, Leg
+
+# A training step costs this many forward passes over its batch (forward, backward twice that, optimiser); a first guess,
+# replaced by what the legs measure.
+STEP_PASSES = 3.6
+
+
+@dataclass
+class Arm:
+    """A candidate in training. `best` is the number of legs after which it measured best."""
+
+    candidate: Candidate
+    checkpoint: Checkpoint
+    head: Head
+    plan: Plan
+    legs: list[Leg] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    best: int = 0
+    failed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The candidate's name."""
+        return self.candidate.name
+
+    @property
+    def quality(self) -> float:
+        """Its best validation score; -1 before the first leg."""
+        return max(self.scores, default=-1.0)
+
+
+class Trainer:
+    """Trains arms; holds the one adaptation that is in memory, so that an arm that goes on is not loaded again."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._open: tuple[str, Adaptation] | None = None
+        self._data: dict[str, tuple[Data, Tokens]] = {}
+        self._seconds_a_step: dict[tuple[str, str], float] = {}
+
+    def arm(self, checkpoint: Checkpoint, head: Head, plan: Plan, name: str) -> Arm:
+        """A new arm, listed among the candidates."""
+        candidate = Candidate(name, checkpoint, plan.method, head=head, plan=plan, status="measured")
+        return Arm(candidate, checkpoint, head, plan)
+
+    def steps_per_epoch(self, arm: Arm) -> int:
+        """Steps in which every training example is seen once."""
+        batch = arm.plan.tuning().settings.batch
+        return -(-len(self._job.task.train) // batch)
+
+    def seconds_a_step(self, arm: Arm) -> float:
+        """What a step takes: as measured, or predicted from the pace of the forward pass."""
+        measured = self._seconds_a_step.get((arm.checkpoint.name, arm.plan.method))
+        if measured is not None:
+            return measured
+        return STEP_PASSES * self._job.pace[arm.checkpoint.name] * arm.plan.tuning().settings.batch
+
+    def measuring_s(self, arm: Arm) -> float:
+        """What measuring an arm on validation data and keeping its state takes."""
+        return 1.2 * self._job.pace[arm.checkpoint.name] * len(self._job.task.validation) + 1.0
+
+    def run(self, arm: Arm, choose: Callable[[], Leg]) -> bool:
+        """Plan, train and measure one more leg; False when the arm failed."""
+        job, number = self._job, len(arm.legs)
+        key = f"leg/{arm.name}/{number}"
+        planned = job.decide(f"{key}/plan", f"train {arm.name}", lambda: _plan(choose(), self._why(arm)))
+        leg = Leg(planned["steps"], planned["decay"])
+        found, done = job.run.ledger.look(f"{key}/done")
+        if not found:
+            done = job.run.ledger.log(f"{key}/done", self._train(arm, leg))
+            faults.point("leg measured")
+        job.candidates[arm.name] = arm.candidate
+        if "failed" in done:
+            arm.failed = True
+            arm.candidate.status, arm.candidate.reason = "failed", done["failed"]
+            return False
+        self._record(arm, Leg(done["made"], leg.decay), done)
+        return True
+
+    def adaptation(self, arm: Arm, legs: int) -> Adaptation:
+        """The arm's model after that many legs; what is not on disk is trained again, to the same weights."""
+        if self._open is None or self._open[0] != arm.name:
+            self._open = None
+            fresh = Adaptation(arm.checkpoint, self._job.task.label_names, arm.head, arm.plan,
+                               self._job.trial_folder(arm.name), device=self._job.device)  # fmt: skip
+            self._open = (arm.name, fresh)
+        adaptation = self._open[1]
+        if not adaptation.resume(legs):
+            adaptation.restart()
+            for leg in arm.legs[:legs]:
+                adaptation.train(self.data(arm)[0], leg, progress=self._job.progress)
+        return adaptation
+
+    def close(self) -> None:
+        """Free the model in memory."""
+        self._open = None
+
+    def data(self, arm: Arm) -> tuple[Data, Tokens]:
+        """Tokenised training data with labels, and tokenised validation texts; shared by arms of one tokenizer."""
+        key = str(arm.checkpoint.folder)
+        if key not in self._data:
+            task, length = self._job.task, max_length(arm.checkpoint)
+            tokenizer = load_tokenizer(arm.checkpoint)
+            self._data[key] = (
+                Data(tokenize(tokenizer, task.train.texts, length), task.train.labels),
+                tokenize(tokenizer, task.validation.texts, length),
+            )
+        return self._data[key]
+
+    def _train(self, arm: Arm, leg: Leg) -> dict[str, Any]:
+        job = self._job
+        started = time.monotonic()
+        try:
+            number = len(arm.legs)
+            adaptation = self.adaptation(arm, number)
+            data, validation = self.data(arm)
+            before = adaptation.steps
+            if not adaptation.resume(number + 1):
+                margin = self.measuring_s(arm)
+                beat = _every(20, job.run.ledger.beat)
+
+                def stop() -> bool:
+                    beat()
+                    return job.timed and job.free_s() < margin
+
+                training = time.monotonic()
+                with job.progress.bar(f"training {arm.name}", leg.steps):
+                    made = adaptation.train(data, leg, stop=stop, progress=job.progress)
+                if made:
+                    self._seconds_a_step[arm.checkpoint.name, arm.plan.method] = (time.monotonic() - training) / made
+            made = adaptation.steps - before
+            seen = score(job.task.validation.labels, adaptation.probabilities(validation), job.seed)
+        except NonFiniteError as fault:
+            self.close()
+            return {"failed": str(fault)}
+        except (RuntimeError, MemoryError) as fault:
+            self.close()
+            return {"failed": f"{type(fault).__name__}: {str(fault).splitlines()[0][:200]}"}
+        return {"made": made, "seconds": time.monotonic() - started, "validation": seen}
+
+    def _record(self, arm: Arm, leg: Leg, done: dict[str, Any]) -> None:
+        arm.legs.append(leg)
+        quality = float(done["validation"][self._job.task.metric])
+        if quality >= arm.quality:
+            arm.best = len(arm.legs)
+            arm.candidate.validation = done["validation"]
+            arm.candidate.legs = list(arm.legs)
+        arm.scores.append(quality)
+        if leg.steps:
+            self._seconds_a_step.setdefault((arm.checkpoint.name, arm.plan.method), done["seconds"] / leg.steps)
+        arm.candidate.seconds += done["seconds"]
+        arm.candidate.curve.append([arm.candidate.seconds, done["validation"]["accuracy"]])
+
+    def _why(self, arm: Arm) -> str:
+        if not arm.scores:
+            return "first leg"
+        return f"{arm.scores[-1]:.1%} on validation after {len(arm.scores)} legs"
+
+
+def _plan(leg: Leg, why: str) -> tuple[dict[str, int], str]:
+    way = "the learning rate falls to zero" if leg.decay else "at a constant learning rate"
+    return {"steps": leg.steps, "decay": leg.decay}, f"{leg.steps} steps, {way}; {why}"
+
+
+def _every(calls: int, act: Callable[[], None]) -> Callable[[], None]:
+    count = 0
+
+    def maybe() -> None:
+        nonlocal count
+        count += 1
+        if count % calls == 0:
+            act()
+
+    return maybe

@@ -1,0 +1,135 @@
+"""Choose the family on validation data: the front, without what a baseline beats, as many as can be finished in time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regraft import faults
+from regraft.adapt import classifier_from
+from regraft.checkpoint.export import load_classifier
+from regraft.planner.front import Point, few, front
+from regraft.planner.halving import half_size
+from regraft.planner.job import Candidate, Job
+from regraft.planner.survey import measure_speed
+
+MOST_MEMBERS = 5
+# Writing a member, opening it in the stock library and comparing: seconds beside its test pass.
+EXPORT_S = 1.5
+STOCK_IMPORT_S = 3.0
+REPORT_S = 2.5
+SPEED_S = 2.0
+
+
+def reserve(job: Job) -> None:
+    """Hold back what the end of the run needs: test passes and export of the best two members, and the report."""
+    if not job.timed:
+        return
+    paces = sorted(job.pace.values())
+    if not paces:
+        job.reserve_s = REPORT_S
+        return
+    largest = paces[-1]
+    tests = (largest + paces[len(paces) // 2]) * test_rows(job) * 1.15
+    job.reserve_s = REPORT_S + STOCK_IMPORT_S + 2 * EXPORT_S + tests
+
+
+def test_rows(job: Job) -> int:
+    """Test examples that are measured: all, unless one pass alone would take more than a quarter of the budget."""
+    rows = len(job.task.test)
+    if not job.timed or not job.pace:
+        return rows
+    most = 0.25 * (job.budget.seconds or 0.0) / max(job.pace.values())
+
+    def choose() -> tuple[int, str]:
+        if rows <= most:
+            return rows, "all of them"
+        return max(100, int(most)), f"one pass over all {rows:,} would take more than a quarter of the budget"
+
+    return int(min(rows, job.decide("test rows", "test examples that are measured", choose)))
+
+
+def finishing_s(job: Job, candidate: Candidate) -> float:
+    """What making a member of a candidate takes."""
+    return 1.15 * job.pace.get(candidate.checkpoint.name, 0.01) * test_rows(job) + EXPORT_S
+
+
+def measure_speeds(job: Job) -> None:
+    """Latency and throughput of every checkpoint that has a candidate on the front of quality and size."""
+    metric = job.task.metric
+    measured = [one for one in job.candidates.values() if one.validation is not None and one.status != "failed"]
+    kept, _ = front([Point(one.name, one.quality(metric), one.parameters(job.classes), None) for one in measured])
+    speeds: dict[str, dict[str, float]] = {}
+    for one in (job.candidates[point.name] for point in kept):
+        name = one.checkpoint.name
+        known = job.run.ledger.look(f"speed/{name}")[0]
+        if name in speeds or (not known and job.timed and job.deadline.left() < job.reserve_s + 2 * SPEED_S):
+            continue
+        classifier = None if known else _any_classifier(job, one)
+        speeds[name] = measure_speed(job, one.checkpoint, classifier, job.task.validation)
+    for one in measured:
+        if one.checkpoint.name in speeds:
+            one.latency_ms = speeds[one.checkpoint.name]["latency_ms"]
+            one.throughput = speeds[one.checkpoint.name]["throughput"]
+
+
+def _any_classifier(job: Job, one: Candidate) -> Any:
+    """A classifier of the candidate's shape; what its weights are does not change its speed."""
+    if one.head is None:
+        return load_classifier(one.checkpoint, job.device)
+    return classifier_from(one.checkpoint, job.task.label_names, one.head, device=job.device)
+
+
+def choose_family(job: Job) -> list[Candidate]:
+    """The members, the best first. The order is that in which they are made, so that time runs out on the least."""
+    metric = job.task.metric
+    measured = [one for one in job.candidates.values() if one.validation is not None and one.status != "failed"]
+    points = [Point(one.name, one.quality(metric), one.parameters(job.classes), one.latency_ms) for one in measured]
+    on_front, beaten = front(points)
+    strongest = max(job.baselines, key=lambda one: one["validation"][metric])
+    floor = strongest["validation"][metric]
+    by_name = {one.name: one for one in measured}
+
+    def choose() -> tuple[list[str], str]:
+        worth = [point for point in on_front if point.quality >= floor] or on_front
+        if not worth:
+            return [], "nothing but baselines was measured"
+        best = by_name[worth[0].name]
+        half = half_size([by_name[point.name] for point in worth], best, metric)
+        chosen = few(worth, MOST_MEMBERS, keep=[half.name] if half else [])
+        order = [
+            chosen[0],
+            *sorted(chosen[1:], key=lambda point: (half is None or point.name != half.name, -point.quality)),
+        ]
+        names: list[str] = []
+        left = job.deadline.left() - REPORT_S - STOCK_IMPORT_S
+        for point in order:
+            left -= finishing_s(job, by_name[point.name])
+            if job.timed and names and left < 0:
+                break
+            names.append(point.name)
+        return names, f"{len(on_front)} of {len(points)} candidates are on the front of quality, size and latency"
+
+    kept: list[str] = job.decide("family", "which candidates become members", choose)
+    faults.point("family chosen")
+    for one in measured:
+        _explain(one, kept, beaten, {point.name for point in on_front}, strongest, floor, metric)
+    return [by_name[name] for name in kept]
+
+
+def _explain(
+    one: Candidate, names: list[str], beaten: dict[str, str], on_front: set[str], strongest: dict[str, Any], floor: float,
+    metric: str,
+) -> None:  # fmt: skip
+    if one.name in names:
+        one.status, one.reason = "in family", "on the front of quality, size and latency"
+    elif one.status == "stopped":
+        return
+    elif one.name in beaten:
+        one.status, one.reason = "dominated", f"{beaten[one.name]} is at least as good and no larger"
+    elif one.name in on_front and one.quality(metric) < floor:
+        one.status, one.reason = "dominated", f"the baseline {strongest['name']} is better"
+    else:
+        one.status, one.reason = (
+            "not kept",
+            "on the front, but close to a member in size, or no time was left to make it",
+        )

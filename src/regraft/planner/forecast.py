@@ -1,0 +1,98 @@
+"""`reuse --dry-run`: what each step would cost here, predicted from a few texts; nothing is trained or written."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from regraft.budget import Budget
+from regraft.planner.arms import STEP_PASSES
+from regraft.planner.choose import EXPORT_S, REPORT_S, STOCK_IMPORT_S
+from regraft.planner.job import Job
+from regraft.planner.run import Run
+from regraft.planner.survey import RANK_ROWS, measure_pace
+from regraft.progress import SILENT, Progress
+from regraft.store import Store
+from regraft.task import load_task
+from regraft.zoo import open_zoo
+
+BASELINE_ROWS = 1000
+
+
+def forecast(
+    task: str, zoo: str, budget: str, *, device: str = "cpu", progress: Progress = SILENT, **read: Any
+) -> dict[str, Any]:
+    """Predicted seconds of each step of `reuse`, and what the budget has room for.
+
+    Returns:
+        `steps` (a list of `step`, `seconds`, `what`), `budget_s` (None under a budget of trials), `verdict` in words.
+    """
+    limit = Budget.parse(budget)
+    began = time.monotonic()
+    loaded, opened = load_task(task, **read), open_zoo(zoo)
+    reading = time.monotonic() - began
+    with TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
+        job = Job(loaded, opened, limit, run.deadline(limit), run, Store(), progress, read.get("seed", 0), device)
+        measure_pace(job)
+    passes = {one.name: job.pace[one.name] for one in job.zoo.checkpoints}
+    train, validation, test = len(loaded.train), len(loaded.validation), len(loaded.test)
+    baseline = _baseline_seconds(job) * max(1.0, train / BASELINE_ROWS)
+    groups = _group_paces(job)
+    best = max(passes, key=lambda name: passes[name], default=None)
+    steps = [
+        ("read", reading, f"{train:,} train, {validation:,} validation, {test:,} test, {len(passes)} checkpoints"),
+        ("baselines", baseline, "majority; TF-IDF with logistic regression"),
+    ]
+    verdict = "No checkpoint can be used."
+    if best is not None:
+        rank_rows = min(RANK_ROWS, train)
+        epoch = STEP_PASSES * passes[best] * train
+        end = REPORT_S + STOCK_IMPORT_S + 2 * EXPORT_S + 1.6 * passes[best] * test
+        steps += [
+            (
+                "rank",
+                sum(groups) * (rank_rows + validation),
+                f"features of every encoder on {rank_rows:,} texts, and probes",
+            ),
+            ("probe", passes[best] * (train - rank_rows), f"features of the rest of the training texts, {best}"),
+            ("train", epoch, f"one epoch of {best}, fully"),
+            ("finish", end, "two members: test pass, export, check; the report"),
+        ]
+        verdict = _verdict(limit, steps, epoch)
+    return {
+        "steps": [{"step": step, "seconds": round(seconds, 1), "what": what} for step, seconds, what in steps],
+        "budget_s": limit.seconds,
+        "verdict": verdict,
+    }
+
+
+def _verdict(limit: Budget, steps: list[tuple[str, float, str]], epoch: float) -> str:
+    if limit.seconds is None:
+        return "A budget of trials does not depend on time."
+    left = limit.seconds - sum(seconds for step, seconds, _ in steps if step != "train")
+    if left < 0:
+        return f"{limit.text} is short: fewer texts and checkpoints will be used, or only baselines."
+    if left < 0.3 * epoch:
+        return f"{limit.text} has room for probes; {left:.0f} s would remain, and an epoch takes {epoch:.0f} s."
+    return f"{limit.text} leaves about {left:.0f} s for training, {left / epoch:.1f} epochs of the largest checkpoint."
+
+
+def _baseline_seconds(job: Job) -> float:
+    from regraft import methods
+    from regraft.task.rows import spread_rows
+
+    rows = spread_rows(job.task.train.labels, BASELINE_ROWS)
+    began = time.monotonic()
+    texts = [job.task.train.texts[row] for row in rows]
+    methods.get("baseline", "tfidf")(texts, job.task.train.labels[np.asarray(rows)], job.classes)
+    return time.monotonic() - began
+
+
+def _group_paces(job: Job) -> list[float]:
+    from regraft.features import shared_passes
+
+    return [job.pace[group[0].name] for group in shared_passes(job.zoo.checkpoints).values()]

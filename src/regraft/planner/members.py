@@ -1,0 +1,122 @@
+"""Make the members of the family: a stock folder each, measured once on test data, with card and certificate."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from regraft import faults
+from regraft.adapt import classifier_from
+from regraft.checkpoint.classifier import probabilities
+from regraft.checkpoint.export import load_classifier
+from regraft.evaluate import score
+from regraft.evaluate.card import Made
+from regraft.evaluate.certify import write_certified
+from regraft.planner.arms import Arm, Trainer
+from regraft.planner.choose import finishing_s, test_rows
+from regraft.planner.job import Candidate, Job
+from regraft.planner.survey import baseline_probabilities, measure_speed
+from regraft.store import whole_folder
+
+
+def classifier_of(job: Job, trainer: Trainer, candidate: Candidate) -> Any:
+    """The candidate as a classifier on stock classes."""
+    if candidate.method == "as-is":
+        return load_classifier(candidate.checkpoint, job.device)
+    assert candidate.head is not None
+    if candidate.plan is None:
+        return classifier_from(candidate.checkpoint, job.task.label_names, candidate.head, device=job.device)
+    arm = Arm(candidate, candidate.checkpoint, candidate.head, candidate.plan, legs=list(candidate.legs))
+    finished = trainer.adaptation(arm, len(candidate.legs)).finished()
+    trainer.close()
+    return finished
+
+
+def make_members(job: Job, trainer: Trainer, chosen: list[Candidate]) -> list[dict[str, Any]]:
+    """Write, check and measure each member, the best first; one that time runs out on is not made."""
+    made: list[dict[str, Any]] = []
+    for candidate in chosen:
+        key = f"member/{candidate.name}"
+        known, entry = job.run.ledger.look(key)
+        if not known or not (job.run.family / candidate.name).is_dir():
+            if job.timed and made and not known and finishing_s(job, candidate) > job.deadline.left() - 1.0:
+                candidate.status, candidate.reason = "not kept", "on the front, but no time was left to make it"
+                continue
+            job.progress.say(f"Member {candidate.name}: writing, checking, measuring on test data")
+            fresh = _make(job, trainer, candidate)
+            entry = entry if known else job.run.ledger.log(key, fresh)
+        made.append(entry)
+        faults.point("member tested")
+    return made
+
+
+def _make(job: Job, trainer: Trainer, candidate: Candidate) -> dict[str, Any]:
+    started = time.monotonic()
+    classifier = classifier_of(job, trainer, candidate)
+    rows = test_rows(job)
+    with job.progress.bar(f"testing {candidate.name}", rows):
+        found = probabilities(classifier, job.task.test.texts[:rows], advance=job.progress.advance)
+    order = [classifier.labels.index(label) for label in job.task.label_names]
+    seen = score(job.task.test.labels[:rows], found[:, order], job.seed)
+    speed = measure_speed(job, candidate.checkpoint, classifier, job.task.validation)
+    plan = candidate.plan
+    settings = {} if plan is None else {**plan.settings, **plan.options}
+    made = Made(candidate.method, settings, [(leg.steps, leg.decay) for leg in candidate.legs], job.seed)
+    with whole_folder(job.run.family / candidate.name) as aside:
+        figures = {"test": seen, "test_rows": rows, **speed}
+        facts = write_certified(classifier, aside, candidate.name, candidate.checkpoint, job.task, made, figures)
+        faults.point("member aside")
+    faults.point("member written")
+    return {
+        "name": candidate.name,
+        "path": str(job.run.family / candidate.name),
+        "checkpoint": candidate.checkpoint.name,
+        "reference": candidate.checkpoint.reference,
+        "method": candidate.method,
+        "encoder_parameters": candidate.checkpoint.encoder_parameters,
+        **facts,
+        **speed,
+        "seconds": candidate.seconds + time.monotonic() - started,
+        "validation": candidate.validation,
+        "test": seen,
+        "test_rows": rows,
+    }
+
+
+def test_baselines(job: Job, trainer: Trainer) -> list[dict[str, Any]]:
+    """Baselines on test data; "from scratch" is the best of what was tried on random weights."""
+    rows = test_rows(job)
+    found = []
+    for entry in job.baselines:
+
+        def measure(name: str = entry["name"]) -> dict[str, Any]:
+            return {
+                "test": score(
+                    job.task.test.labels[:rows], baseline_probabilities(job, name, job.task.test.texts[:rows])
+                )
+            }
+
+        found.append({**entry, "test": job.timed_once(f"baseline test/{entry['name']}", measure)["test"]})
+    scratch = [
+        one for one in job.candidates.values() if one.checkpoint.random is not None and one.validation is not None
+    ]
+    if scratch:
+        best = max(scratch, key=lambda one: (one.quality(job.task.metric), one.name))
+        found.append(_from_scratch(job, trainer, best, rows))
+    return found
+
+
+def _from_scratch(job: Job, trainer: Trainer, best: Candidate, rows: int) -> dict[str, Any]:
+    def measure() -> dict[str, Any]:
+        # The least of the figures: left out of a short run, where members come first.
+        if job.timed and finishing_s(job, best) + 2.0 > job.deadline.left():
+            return {"test": None}
+        found = probabilities(classifier_of(job, trainer, best), job.task.test.texts[:rows])
+        return {"test": score(job.task.test.labels[:rows], found, job.seed)}
+
+    parameters = best.parameters(job.classes)
+    return {
+        "name": "from scratch", "seconds": best.seconds, "parameters": parameters, "bytes": 4 * parameters,
+        "latency_ms": best.latency_ms, "validation": best.validation,
+        "test": job.timed_once("baseline test/from scratch", measure)["test"],
+    }  # fmt: skip

@@ -1,0 +1,245 @@
+"""One step of the main job on its own: rank, adapt, evaluate, predict, verify; what the commands of that name call."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regraft import certificate
+from regraft.budget import Budget, Deadline
+from regraft.certificate import Verdict
+from regraft.checkpoint import Checkpoint, open_checkpoint
+from regraft.errors import BudgetError, CheckpointError, MethodError, TaskError
+from regraft.progress import SILENT, Progress
+from regraft.store import Store, whole_folder, write_whole
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is known of a checkpoint, as plain values."""
+    return {
+        "name": checkpoint.name, "reference": checkpoint.reference, "model_type": checkpoint.model_type,
+        "architectures": list(checkpoint.architectures), "layers": checkpoint.num_layers,
+        "hidden_size": checkpoint.hidden_size, "parameters": checkpoint.parameters,
+        "encoder_parameters": checkpoint.encoder_parameters, "bytes": checkpoint.bytes, "licence": checkpoint.licence,
+        "parents": list(checkpoint.parents), "labels": None if checkpoint.labels is None else list(checkpoint.labels),
+    }  # fmt: skip
+
+
+def rank_zoo(
+    task: str, zoo: str, budget: str, *, device: str = "cpu", progress: Progress = SILENT, started: float | None = None,
+    store: Store | None = None, **read: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Rank the checkpoints of a zoo for a task: the ranking and what was left out."""
+    from tempfile import TemporaryDirectory
+
+    from regraft.planner.job import Job
+    from regraft.planner.run import Run
+    from regraft.planner.survey import choose_rows, measure_pace, rank_checkpoints
+    from regraft.task import load_task
+    from regraft.zoo import open_zoo
+
+    limit = Budget.parse(budget)
+    if limit.seconds is None:
+        raise BudgetError(f"Ranking trains nothing, so {budget!r} means nothing to it.", "Give seconds or minutes: 2m.")
+    used = 0.0 if started is None else time.monotonic() - started
+    with TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
+        deadline = run.deadline(limit, used_s=used)
+        opened = open_zoo(zoo)
+        job = Job(
+            load_task(task, **read),
+            opened,
+            limit,
+            deadline,
+            run,
+            store or Store(),
+            progress,
+            read.get("seed", 0),
+            device,
+        )
+        job.left_out = [vars(one) for one in opened.left_out]
+        measure_pace(job)
+        choose_rows(job)
+        rank_checkpoints(job)
+        return {"task": job.task.name, "rows": len(job.rank_rows), "ranking": job.ranking, "left_out": job.left_out}
+
+
+def adapt_one(
+    checkpoint: str, task: str, out: Path, *, method: str = "full", epochs: float = 3.0, budget: str | None = None,
+    device: str = "cpu", seed: int = 0, progress: Progress = SILENT, started: float | None = None,
+    store: Store | None = None, **read: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Adapt one checkpoint with one method and write it as a stock folder with its certificate."""
+    from regraft import methods
+    from regraft.adapt import Adaptation, Plan, classifier_from, probe
+    from regraft.checkpoint import load_tokenizer, max_length
+    from regraft.checkpoint.batches import tokenize
+    from regraft.evaluate.card import Made
+    from regraft.features import extract
+    from regraft.task import load_task
+    from regraft.train.loop import Data, Leg
+
+    methods.get("adapt", method)
+    if epochs <= 0:
+        raise MethodError(f"{epochs} epochs train nothing.", "Give a positive number.")
+    if out.exists() and any(out.iterdir()):
+        raise CheckpointError(f"{out} is not empty.", "Give --out a new folder.")
+    limit = Budget.parse(budget) if budget else None
+    if limit is not None and limit.seconds is None:
+        raise BudgetError(f"{budget!r} does not limit one adaptation.", "Give seconds or minutes: 5m.")
+    deadline = Deadline(limit.seconds if limit else None, 0.0 if started is None else time.monotonic() - started)
+    opened = open_checkpoint(checkpoint)
+    opened.check_finite()
+    loaded = load_task(task, seed=seed, **read)
+    features = extract(opened, loaded.train.texts, store=store, device=device, progress=progress)
+    progress.say("Fitting the probe head")
+    head = probe(features, loaded.train.labels, len(loaded.label_names), seed=seed)
+    legs: list[tuple[int, int]] = []
+    if method == "probe":
+        classifier = classifier_from(opened, loaded.label_names, head, device=device)
+    else:
+        plan = Plan(method, {}, {}, seed)
+        trials = out.parent / f".{out.name}.trials"
+        adaptation = Adaptation(opened, loaded.label_names, head, plan, trials, device=device)
+        data = Data(tokenize(load_tokenizer(opened), loaded.train.texts, max_length(opened)), loaded.train.labels)
+        steps = max(1, round(epochs * data.steps_per_epoch(plan.tuning().settings.batch)))
+        with progress.bar(f"training {opened.name}", steps):
+            reserve = 0.3 * deadline.spent()
+            done = adaptation.train(
+                data, Leg(steps, decay=steps), stop=lambda: deadline.left() < reserve, progress=progress
+            )
+        legs = [(done, steps)]
+        classifier = adaptation.finished()
+        _remove(trials)
+    made = Made(method, {}, legs, seed)
+    return write_member(classifier, opened, loaded, out, made, progress=progress)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_member(
+    classifier: Any, parent: Checkpoint, task: Any, out: Path, made: Any, *, rows: int | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a classifier on test data and write it as a member; the facts of the folder."""
+    from regraft.checkpoint.classifier import probabilities
+    from regraft.evaluate import measure_latency, score
+    from regraft.evaluate.certify import write_certified
+
+    texts, labels = task.test.texts[:rows], task.test.labels[:rows]
+    with progress.bar("testing", len(texts)):
+        found = probabilities(classifier, texts, advance=progress.advance)
+    order = [classifier.labels.index(label) for label in task.label_names]
+    seen = score(labels, found[:, order], made.seed)
+    latency = measure_latency(lambda some: probabilities(classifier, some), task.validation.texts, deadline_s=0.6)
+    with whole_folder(out) as aside:
+        figures = {"test": seen, "test_rows": len(texts), "latency_ms": latency}
+        facts = write_certified(classifier, aside, out.name, parent, task, made, figures)
+    return {"name": out.name, "path": str(out), "latency_ms": latency, "test": seen, **facts}
+
+
+def evaluate_one(
+    checkpoint: str, task: str, *, split: str = "test", device: str = "cpu", seed: int = 0, progress: Progress = SILENT,
+    **read: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a checkpoint that has a head for the task's labels, as it is."""
+    from regraft.checkpoint.classifier import probabilities
+    from regraft.checkpoint.export import load_classifier
+    from regraft.evaluate import measure_latency, score
+    from regraft.task import load_task
+
+    opened = open_checkpoint(checkpoint)
+    opened.check_finite()
+    loaded = load_task(task, seed=seed, **read)
+    if split not in loaded.splits():
+        raise TaskError(f"There is no split {split!r}.", f"Choose one of {', '.join(loaded.splits())}.")
+    if opened.labels is None:
+        raise CheckpointError(f"{checkpoint} has no classification head.", "Give it one with `regraft adapt`.")
+    missing = sorted(set(loaded.label_names) - set(opened.labels))
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint} knows {len(opened.labels)} labels, but not {', '.join(missing[:5])} of the task.",
+            "Adapt it to the task with `regraft adapt`.",
+        )
+    classifier = load_classifier(opened, device=device)
+    chosen = loaded.splits()[split]
+    with progress.bar("evaluating", len(chosen)):
+        found = probabilities(classifier, chosen.texts, advance=progress.advance)
+    order = [opened.labels.index(label) for label in loaded.label_names]
+    # A label that the task does not have is a wrong answer, so its share is not given to the others; rows are rescaled
+    # only for what they sum to, which leaves the order of the task's labels as it is.
+    kept = found[:, order]
+    kept = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1e-300)
+    latency = measure_latency(lambda some: probabilities(classifier, some), chosen.texts, deadline_s=0.6)
+    return {"name": opened.name, "split": split, "score": score(chosen.labels, kept, seed), "latency_ms": latency,
+            "parameters": opened.parameters, "bytes": opened.bytes}  # fmt: skip
+
+
+def predict_texts(
+    member: Path, data: str, *, text_column: str | None = None, device: str = "cpu", progress: Progress = SILENT
+) -> list[dict[str, Any]]:
+    """The label and its probability for each text of a file."""
+    from regraft.checkpoint.classifier import probabilities
+    from regraft.checkpoint.export import load_member
+
+    texts = _texts(data, text_column)
+    classifier = load_member(member, device)
+    if not texts:
+        return []
+    with progress.bar("predicting", len(texts)):
+        found = probabilities(classifier, texts, advance=progress.advance)
+    best = found.argmax(axis=1)
+    return [
+        {"text": text, "label": classifier.labels[row], "probability": float(found[index, row])}
+        for index, (text, row) in enumerate(zip(texts, best, strict=True))
+    ]
+
+
+def _texts(data: str, text_column: str | None) -> list[str]:
+    if data == "-":
+        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    path = Path(data)
+    if path.suffix.lower() == ".txt":
+        try:
+            return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as fault:
+            raise TaskError(
+                f"{path} cannot be read: {fault}.", "Give a UTF-8 text file with one text a line."
+            ) from fault
+    from regraft.task import read_texts
+
+    return read_texts(data, text_column)
+
+
+def write_predictions(found: list[dict[str, Any]], out: Path) -> None:
+    """Write predictions as CSV or JSON Lines, by the file's ending; whole or not at all."""
+    if out.suffix.lower() == ".jsonl":
+        write_whole(out, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
+        return
+    if out.suffix.lower() != ".csv":
+        raise TaskError(f"Cannot write predictions to {out.name}.", "Give a name that ends in .csv or .jsonl.")
+    text = StringIO()
+    writer = csv.DictWriter(text, ["text", "label", "probability"])
+    writer.writeheader()
+    writer.writerows(found)
+    write_whole(out, text.getvalue())
+
+
+def verify_folder(folder: Path, task: str | None = None, *, device: str = "cpu", **read: Any) -> list[Verdict]:
+    """Check the certificate of a folder again."""
+    import regraft.evaluate.certify  # registers the checks
+    from regraft.task import load_task
+
+    assert regraft.evaluate.certify
+    loaded = load_task(task, **read) if task is not None else None
+    return certificate.verify(folder, certificate.Context(loaded, device))

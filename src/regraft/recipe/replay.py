@@ -1,0 +1,163 @@
+"""Replay a recipe: compute its steps from the same checkpoints and data, and compare the weights with those recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from regraft.adapt import Adaptation, Head, Plan, classifier_from, probe
+from regraft.checkpoint import Checkpoint, load_tokenizer, max_length, open_checkpoint
+from regraft.checkpoint.batches import tokenize
+from regraft.checkpoint.classifier import Classifier, probabilities
+from regraft.checkpoint.export import load_classifier
+from regraft.errors import RecipeError
+from regraft.evaluate import score
+from regraft.evaluate.card import Made
+from regraft.evaluate.certify import write_certified
+from regraft.features import Joined, extract
+from regraft.progress import SILENT, Progress
+from regraft.recipe.read import Step, read_recipe
+from regraft.store import Store, whole_folder
+from regraft.task import Task, load_task
+from regraft.task.rows import spread_rows
+from regraft.train.loop import Data, Leg
+
+
+class _Replay:
+    def __init__(self, task: Task, folder: Path, device: str, store: Store, progress: Progress) -> None:
+        self.task, self.folder, self.device, self.store, self.progress = task, folder, device, store, progress
+        self.steps: dict[str, Step] = {}
+        self.models: dict[str, Classifier] = {}
+        self.scores: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, int] = {}
+        self.found: list[dict[str, Any]] = []
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"store": self.store, "device": self.device, "progress": self.progress}
+
+    def run(self, step: Step) -> None:
+        self.steps[step.name] = step
+        self.progress.say(f"{step.op} {step.name}")
+        {"features": self._features, "adapt": self._adapt, "evaluate": self._evaluate, "export": self._export}[step.op](step)
+
+    def _checkpoint(self, step: Step) -> Checkpoint:
+        checkpoint = open_checkpoint(str(step.values["checkpoint"]))
+        expected = step.values.get("checkpoint_id")
+        if expected is not None and checkpoint.checkpoint_id != expected:
+            raise RecipeError(
+                f"Step {step.name!r} (line {step.line}) was made from {checkpoint.reference} with the identity "
+                f"{expected[:12]}; it is {checkpoint.checkpoint_id[:12]} now.",
+                "Restore that checkpoint, or remove checkpoint_id to use this one.",
+            )
+        checkpoint.check_finite()
+        return checkpoint
+
+    def _features(self, step: Step) -> None:
+        # Extracted by the step that uses them, which knows the rows; opening it here checks the identity early.
+        self._checkpoint(step)
+
+    def _head(self, step: Step, checkpoint: Checkpoint) -> Head:
+        given = dict(step.values.get("head") or {})
+        labels = self.task.train.labels
+        ranked = spread_rows(labels, int(given.get("rank_rows", len(labels))))
+        rest = np.setdiff1d(np.arange(len(labels)), ranked)
+        more = rest[spread_rows(labels[rest], int(given.get("rest_rows", 0)))] if len(rest) else rest
+        texts = self.task.train.texts
+        # In the blocks that `reuse` computed them in: which texts share a batch changes the last bits of features.
+        first = extract(checkpoint, [texts[row] for row in ranked] + self.task.validation.texts, **self._options)
+        views: list[Any] = [first.rows(np.arange(len(ranked)))]
+        rows = ranked
+        if given.get("rest_rows"):
+            views.append(extract(checkpoint, [texts[row] for row in more], **self._options))
+            rows = np.concatenate([ranked, more])
+        return probe(
+            Joined(*views), labels[rows], len(self.task.label_names), view=given.get("view", "last"),
+            seed=int(step.values.get("seed", 0)), l2=given.get("l2"), iterations=given.get("iterations"),
+        )  # fmt: skip
+
+    def _adapt(self, step: Step) -> None:
+        checkpoint, method = self._checkpoint(step), str(step.values["method"])
+        if method == "as-is":
+            self.models[step.name] = load_classifier(checkpoint, self.device)
+            return
+        head = self._head(step, checkpoint)
+        if method == "probe":
+            self.models[step.name] = classifier_from(checkpoint, self.task.label_names, head, device=self.device)
+            return
+        plan = Plan(method, dict(step.values.get("settings") or {}), dict(step.values.get("options") or {}),
+                    int(step.values.get("seed", 0)))  # fmt: skip
+        adaptation = Adaptation(checkpoint, self.task.label_names, head, plan, self.folder / f".{step.name}", device=self.device)
+        tokens = tokenize(load_tokenizer(checkpoint), self.task.train.texts, max_length(checkpoint))
+        data = Data(tokens, self.task.train.labels)
+        for number, (steps, decay) in enumerate(step.values.get("legs") or []):
+            with self.progress.bar(f"training {step.name}", steps):
+                adaptation.train(data, Leg(int(steps), int(decay)), progress=self.progress)
+            adaptation.forget_before(number + 1)
+        self.models[step.name] = adaptation.finished()
+        adaptation.forget_before(2**31)
+        adaptation.folder.rmdir() if adaptation.folder.is_dir() else None
+
+    def _evaluate(self, step: Step) -> None:
+        split = self.task.splits()[str(step.values.get("split", "test"))]
+        rows = int(step.values.get("rows") or len(split))
+        name = str(step.values["model"])
+        model = self.models[name]
+        found = probabilities(model, split.texts[:rows])
+        order = [model.labels.index(label) for label in self.task.label_names]
+        self.scores[name] = dict(score(split.labels[:rows], found[:, order]))
+        self.rows[name] = rows
+
+    def _export(self, step: Step) -> None:
+        name = str(step.values["model"])
+        made = self.steps[name]
+        if name not in self.scores:
+            self._evaluate(Step(step.name, "evaluate", {"model": name}, step.line))
+        how = Made(str(made.values["method"]), dict(made.values.get("settings") or {}),
+                   [(int(a), int(b)) for a, b in made.values.get("legs") or []], int(made.values.get("seed", 0)))  # fmt: skip
+        figures = {"test": self.scores[name], "test_rows": self.rows[name], "latency_ms": None}
+        with whole_folder(self.folder / step.name) as aside:
+            facts = write_certified(self.models.pop(name), aside, step.name, self._checkpoint(made), self.task, how, figures)
+        expected = step.values.get("weights_id")
+        same = None if expected is None else facts["weights_id"] == expected
+        self.found.append({"name": step.name, "path": str(self.folder / step.name), "same_weights": same,
+                           "test": self.scores[name], **facts})  # fmt: skip
+
+
+def replay(
+    path: Path, out: Path, *, device: str = "cpu", store: Store | None = None, progress: Progress = SILENT
+) -> dict[str, Any]:
+    """Compute a recipe into a new folder.
+
+    The weights come out the same for the same versions, processor type and number of threads (the recipe records the
+    number and it is set); `same_weights` says for each model whether they did.
+
+    Returns:
+        `models`: a list of `name`, `path`, `same_weights`, `test`, `format`, `parameters`, `bytes`, `weights_id`, ...
+
+    Raises:
+        RecipeError: The recipe cannot be read, the data or a checkpoint have changed, or `out` is not empty.
+    """
+    recipe = read_recipe(path)
+    if out.exists() and any(out.iterdir()):
+        raise RecipeError(f"{out} is not empty.", "Give --out a new folder.")
+    given = dict(recipe.task)
+    expected = given.pop("task_id", None)
+    task = load_task(str(given.pop("reference")), **{key: value for key, value in given.items() if value is not None})
+    if expected is not None and task.task_id != expected:
+        raise RecipeError(
+            f"{path} was made on task {expected[:12]}; {task.reference} is {task.task_id[:12]} now: the data have changed.",
+            "Restore the data, or remove task_id to use these.",
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads or threads)
+    try:
+        work = _Replay(task, out, device, store or Store(), progress)
+        for step in recipe.steps:
+            work.run(step)
+    finally:
+        torch.set_num_threads(threads)
+    return {"models": work.found}

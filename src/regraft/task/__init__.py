@@ -1,0 +1,9 @@
+"""Tasks: examples with a target, cleaned and split, whatever file or reference they come from."""
+
+from __future__ import annotations
+
+from regraft.task.load import load_task
+from regraft.task.texts import read_texts
+from regraft.task.task import METRICS, Split, Task
+
+__all__ = ["METRICS", "Split", "Task", "load_task", "read_texts"]

@@ -1,0 +1,114 @@
+"""Find the checkpoints and adapters that folders and the local Hub cache hold; nothing is opened here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from regraft.errors import HubError
+
+DEPTH = 3  # folders below the zoo's own; enough for a Hub cache (models--org--name/snapshots/commit)
+_MARKS = ("config.json", "modules.json", "model_index.json", "pytorch_model.bin", "model.safetensors")
+_ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A folder that looks like a checkpoint or an adapter, with the names that adapters may call it by."""
+
+    reference: str
+    folder: Path
+    names: frozenset[str]
+
+    @property
+    def is_adapter(self) -> bool:
+        return (self.folder / _ADAPTER).is_file() and not (self.folder / "config.json").is_file()
+
+
+def looks_like_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds the files of a checkpoint or of an adapter, usable or not."""
+    return any((folder / mark).exists() for mark in (*_MARKS, _ADAPTER, "model.safetensors.index.json"))
+
+
+def in_folder(folder: Path) -> list[Candidate]:
+    """The checkpoint that a folder is, or those up to three levels below it, sorted by path."""
+    return [
+        Candidate(str(found), found, _names(found, _repository(found)))
+        for found in _walk(folder, DEPTH, set())
+    ]
+
+
+def in_hub_cache() -> list[Candidate]:
+    """Every model snapshot in the local Hub cache that holds a model or an adapter; no network.
+
+    Raises:
+        HubError: There is no cache.
+    """
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        raise HubError(
+            "There is no local Hub cache (hf-cache:).", "Download a model first, or give --zoo hf:org/name or a folder."
+        ) from None
+    found = []
+    for repository in sorted(cache.repos, key=lambda repository: str(repository.repo_id)):
+        if repository.repo_type != "model":
+            continue
+        revisions = sorted(repository.revisions, key=lambda revision: (-revision.last_modified, revision.commit_hash))
+        for revision in revisions:
+            if looks_like_checkpoint(revision.snapshot_path):
+                path = Path(revision.snapshot_path)
+                found.append(Candidate(str(path), path, _names(path, repository.repo_id)))
+    return found
+
+
+def _walk(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
+    """Folders that look like checkpoints; links are followed, but no folder is entered twice."""
+    real = folder.resolve()
+    if real in seen:
+        return
+    seen.add(real)
+    if looks_like_checkpoint(folder):
+        yield folder
+        return
+    if depth == 0:
+        return
+    try:
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:  # a folder that cannot be listed holds nothing for this user
+        return
+    for path in below:
+        yield from _walk(path, depth - 1, seen)
+
+
+def _repository(folder: Path) -> str | None:
+    """org/name of a snapshot inside a Hub cache."""
+    owner = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not owner.startswith("models--"):
+        return None
+    return owner.removeprefix("models--").replace("--", "/")
+
+
+def _names(folder: Path, repository: str | None) -> frozenset[str]:
+    names = {str(folder), str(folder.resolve())}
+    if repository is None:
+        names.add(folder.name)
+    else:
+        names |= {repository, repository.split("/")[-1]}
+    return frozenset(names)
+
+
+def base_of(adapter: Candidate, base_name: str, candidates: Iterable[Candidate]) -> Candidate | None:
+    """The candidate that an adapter's base_model_name_or_path means: by path, by name, then by the path's last part."""
+    bases = [candidate for candidate in candidates if not candidate.is_adapter]
+    beside = str((adapter.folder / base_name).resolve())
+    last = base_name.replace("\\", "/").rstrip("/").split("/")[-1]
+    for wanted in ({base_name, str(Path(base_name).expanduser().resolve()), beside}, {last}):
+        for candidate in bases:
+            if candidate.names & wanted:
+                return candidate
+    return None

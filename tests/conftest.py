@@ -1,0 +1,189 @@
+"""Shared fixtures: tiny real checkpoints and a toy task, made offline once per session."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before any test module imports a library that reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["REGRAFT_STORE"] = tempfile.mkdtemp(prefix="regraft-tests-")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+TOPICS = {
+    "animals": ("cat", "dog", "horse", "bird", "fish", "cow"),
+    "weather": ("rain", "snow", "wind", "storm", "cloud", "sun"),
+    "music": ("song", "piano", "drum", "violin", "choir", "melody"),
+}
+FILLER = ("the", "a", "we", "saw", "heard", "today", "again", "and", "very", "nice", "old", "new", "by", "house")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def pytest_sessionfinish() -> None:
+    """Remove the store of this session."""
+    shutil.rmtree(os.environ["REGRAFT_STORE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():  # type: ignore[no-untyped-def]
+    """A function that makes a WordPiece tokenizer of the toy task's words; `style` is bert's or gpt2's."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    def make(style: str = "bert") -> PreTrainedTokenizerFast:
+        letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+        words = [*SPECIAL, *FILLER, *(word for topic in TOPICS.values() for word in topic)]
+        pieces = dict.fromkeys([*words, *letters, *(f"##{letter}" for letter in letters)])
+        vocabulary = {piece: number for number, piece in enumerate(pieces)}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        if style == "gpt2":
+            return PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[SEP]", model_max_length=64
+            )
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+            mask_token="[MASK]", model_max_length=64,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bert_config(make_tokenizer):  # type: ignore[no-untyped-def]
+    """A function that makes the config of a BERT with 4 layers, hidden size 32 and 2 heads."""
+    from transformers import BertConfig
+
+    size = len(make_tokenizer())
+
+    def make(**changes: object) -> BertConfig:
+        settings = {
+            "vocab_size": size, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
+            "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0,
+        }  # fmt: skip
+        return BertConfig(**(settings | changes))
+
+    return make
+
+
+def save(model: object, tokenizer: object, folder: Path, card: str = "") -> Path:
+    """Save a model and its tokenizer; dull initial biases are redrawn, so that every tensor matters."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # type: ignore[attr-defined]
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)  # type: ignore[attr-defined]
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    if card:
+        (folder / "README.md").write_text(card)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory, make_tokenizer, bert_config) -> Path:  # type: ignore[no-untyped-def]
+    """The folder of a BertModel with 4 layers."""
+    from transformers import BertModel
+
+    torch.manual_seed(0)
+    card = "---\nlicense: mit\nbase_model: someone/parent\n---\n# A tiny BERT\n"
+    return save(BertModel(bert_config()), make_tokenizer(), tmp_path_factory.mktemp("zoo") / "tiny-bert", card)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory, make_tokenizer) -> Path:  # type: ignore[no-untyped-def]
+    """The folder of a GPT2Model with 3 layers; its tokenizer has no padding token."""
+    from transformers import GPT2Config, GPT2Model
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer("gpt2")
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=3, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3
+    )
+    return save(GPT2Model(config), tokenizer, tmp_path_factory.mktemp("zoo") / "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory, make_tokenizer, bert_config) -> Path:  # type: ignore[no-untyped-def]
+    """The folder of a BertForSequenceClassification over the toy task's labels."""
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(0)
+    names = dict(enumerate(TOPICS))
+    config = bert_config(id2label=names, label2id={name: number for number, name in names.items()})
+    folder = tmp_path_factory.mktemp("zoo") / "tiny-classifier"
+    return save(BertForSequenceClassification(config), make_tokenizer(), folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
+    """The folder of a LoRA adapter over tiny_bert, with both factors away from zero."""
+    return make_adapter(tiny_bert, tmp_path_factory.mktemp("zoo") / "tiny-lora")
+
+
+def make_adapter(base: Path, folder: Path, kind: str = "Lora", **changes: object) -> Path:
+    """Save a peft adapter of a kind over a base, its weights drawn at random."""
+    import peft
+    from transformers import AutoModel
+
+    settings = {"Lora": {"r": 4}, "LoHa": {"r": 2}, "LoKr": {"r": 2}, "IA3": {"feedforward_modules": []}}[kind]
+    config = getattr(peft, f"{kind}Config")(**(settings | {"target_modules": ["query", "value"]} | changes))
+    model = peft.get_peft_model(AutoModel.from_pretrained(base), config)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter_maker():  # type: ignore[no-untyped-def]
+    """The function `make_adapter`."""
+    return make_adapter
+
+
+@pytest.fixture(scope="session")
+def toy_task_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train, validation and test CSVs (60, 30, 30 rows) of three topics told apart by single words."""
+    folder = tmp_path_factory.mktemp("toy-task")
+    number = 0
+    for split, rows in (("train", 60), ("validation", 30), ("test", 30)):
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            for row in range(rows):
+                label = list(TOPICS)[row % 3]
+                words = TOPICS[label]
+                first, second, third = (FILLER[(number * step + step) % len(FILLER)] for step in (1, 3, 5))
+                one, other = words[number % 6], words[number // 6 % 6]
+                writer.writerow([f"{first} {one} {second} {other} {third} {_letters(number)}", label])
+                number += 1
+    return folder
+
+
+def _letters(number: int) -> str:
+    """A word of its own for every row, so that no two rows are equal."""
+    return chr(ord("a") + number % 26) + chr(ord("a") + number // 26 % 26)
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Iterator[object]:
+    """A function that copies a checkpoint's folder for a test to damage."""
+
+    def copy(folder: Path, name: str = "copy") -> Path:
+        return Path(shutil.copytree(folder, tmp_path / name))
+
+    yield copy
