@@ -48,6 +48,7 @@ def learn(job: Job) -> tuple[Sequence[str], dict[str, Any]]:
     set_seed(job.seed)
     model = SetFitModel.from_pretrained(str(minilm()), labels=sorted(set(job.train.labels)))
     body = model.model_body
+    body.encode(job.train.texts[:32], show_progress_bar=False)  # the first pass is slower than all that follow
     row_s = _seconds(lambda: body.encode(job.train.texts[:TIMED_ROWS], show_progress_bar=False)) / TIMED_ROWS
     step_s = _step_s(body, job.train.texts)
 

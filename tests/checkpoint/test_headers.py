@@ -118,7 +118,10 @@ def shards(folder: Path, weight_map: object) -> Path:
 
 def test_shards_are_read_as_one(tmp_path: Path) -> None:
     found = read_tensors(shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"}))
-    assert {name: tensor.file.name for name, tensor in found.items()} == {"a": "one.safetensors", "b": "two.safetensors"}
+    assert {name: tensor.file.name for name, tensor in found.items()} == {
+        "a": "one.safetensors",
+        "b": "two.safetensors",
+    }
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,9 @@ def accepts_or_refuses(path: Path) -> None:
         assert sum(tensor.nbytes for tensor in found.values()) <= path.stat().st_size
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(raw=st.binary(max_size=200))
 def test_random_bytes_never_surprise(raw: bytes, fuzz_file: Path) -> None:
     fuzz_file.write_bytes(raw)

@@ -32,9 +32,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_said_without_the_clients_text(
-    fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_faults_are_said_without_the_clients_text(fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     error, words, remedy = FAULTS[fault]
     asked = []
 

@@ -101,6 +101,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = {
     "images": ({"model_type": "vit", "vocab_size": ...}, CheckpointError, "it is no text encoder"),
     "text": ({"hidden_size": "big"}, CheckpointError, "that bert refuses"),
     "negative": ({"num_hidden_layers": -1}, CheckpointError, "it is no text encoder"),
+    "endless": ({"num_hidden_layers": 10**9}, CheckpointError, "expected 1 to 1000"),
+    "of other weights": ({"hidden_size": 48}, CheckpointError, "hidden_size 48, but no tensor has that size"),
 }  # fmt: skip
 
 
@@ -136,7 +138,9 @@ def test_a_missing_config(tiny_bert: Path, copy_of: Copy) -> None:
     refused(folder, CheckpointError, str(folder), "is a diffusers pipeline")
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "sentence_bert_config.json", "config_sentence_transformers.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "sentence_bert_config.json", "config_sentence_transformers.json"]
+)
 def test_small_files_that_ask_for_code(name: str, tiny_bert: Path, copy_of: Copy) -> None:
     folder = copy_of(tiny_bert)
     (folder / name).write_text(json.dumps({"model_args": {"trust_remote_code": True}}))
@@ -261,7 +265,11 @@ def test_an_encoder_in_a_folder_below(tiny_bert: Path, tmp_path: Path, copy_of: 
 @pytest.mark.parametrize(
     ("modules", "error", "words"),
     [
-        ([FIRST | {"type": "custom.Evil"}], UnsafeCheckpointError, "'custom.Evil', which is not one of the stock modules"),
+        (
+            [FIRST | {"type": "custom.Evil"}],
+            UnsafeCheckpointError,
+            "'custom.Evil', which is not one of the stock modules",
+        ),
         ([FIRST | {"type": "sentence_transformers.models.Asym"}], UnsafeCheckpointError, "stock modules"),
         ([FIRST, FIRST | {"type": "os.Dense"}], UnsafeCheckpointError, "'os.Dense'"),
         ([FIRST | {"path": "../elsewhere"}], UnsafeCheckpointError, "which leaves the folder"),

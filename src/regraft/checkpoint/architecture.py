@@ -9,6 +9,9 @@ from typing import Any
 from regraft.checkpoint.quiet import quiet
 from regraft.errors import CheckpointError
 
+# Far above what exists, and low enough that a config alone cannot exhaust time or memory.
+_SIZES = {"vocab_size": 2**26, "hidden_size": 2**18, "num_hidden_layers": 1000}
+
 
 def stock_config(path: Path, config: Mapping[str, Any]) -> Any:
     """The `PreTrainedConfig` of a config.json's content.
@@ -40,11 +43,11 @@ def stock_config(path: Path, config: Mapping[str, Any]) -> Any:
             f"{path}: {kind} is an encoder-decoder, which is not supported for this job.",
             "Use an encoder (such as bert) or a decoder (such as gpt2).",
         )
-    for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
+    for key, limit in _SIZES.items():
         value = getattr(made, key, None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
             raise CheckpointError(
-                f"{path}: {kind} has the {key} {value!r}, expected a whole number above 0: it is no text encoder.",
+                f"{path}: {kind} has the {key} {str(value)[:40]}, expected 1 to {limit}: it is no text encoder.",
                 "Use a text model with one stack of layers.",
             )
     return made

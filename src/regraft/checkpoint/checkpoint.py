@@ -215,6 +215,11 @@ def _open_folder(parsed: reference.Reference, folder: Path, adapter: Path | None
     made = stock_config(encoder_folder / "config.json", config)
     safety.check_tokenizer(encoder_folder)
     tensors = {} if parsed.random is not None else _read_all_tensors(folder, encoder_folder, modules)
+    if tensors and not any(made.hidden_size in tensor.shape for tensor in tensors.values()):
+        raise CheckpointError(
+            f"{encoder_folder / 'config.json'} says hidden_size {made.hidden_size}, but no tensor has that size.",
+            "Use the config.json that belongs to the weights.",
+        )
     layers = _layers_to_keep(parsed, made, tensors)
     if layers is not None:
         config = blocks.truncated_config(config, layers, made.num_hidden_layers)

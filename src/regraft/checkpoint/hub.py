@@ -81,7 +81,8 @@ def _fetch(repository: str, revision: str | None) -> Path:
     wanted = sorted(name for name in names if _matches(name, ALLOWED) and not _matches(name, IGNORED))
     if not wanted:
         raise HubError(
-            f"hf:{repository} holds none of the files of a checkpoint.", "Give a repository with config.json and weights."
+            f"hf:{repository} holds none of the files of a checkpoint.",
+            "Give a repository with config.json and weights.",
         )
     for name in wanted:
         path = huggingface_hub.hf_hub_download(repository, name, revision=revision, etag_timeout=ANSWER_TIMEOUT_S)

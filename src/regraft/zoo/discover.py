@@ -33,10 +33,7 @@ def looks_like_checkpoint(folder: Path) -> bool:
 
 def in_folder(folder: Path) -> list[Candidate]:
     """The checkpoint that a folder is, or those up to three levels below it, sorted by path."""
-    return [
-        Candidate(str(found), found, _names(found, _repository(found)))
-        for found in _walk(folder, DEPTH, set())
-    ]
+    return [Candidate(str(found), found, _names(found, _repository(found))) for found in _walk(folder, DEPTH, set())]
 
 
 def in_hub_cache() -> list[Candidate]:
@@ -45,12 +42,12 @@ def in_hub_cache() -> list[Candidate]:
     Raises:
         HubError: There is no cache.
     """
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        cache = scan_cache_dir()
-    except CacheNotFound:
+        cache = scan_cache_dir(constants.HF_HUB_CACHE)
+    except (CacheNotFound, ValueError):  # absent, or a file in its place
         raise HubError(
             "There is no local Hub cache (hf-cache:).", "Download a model first, or give --zoo hf:org/name or a folder."
         ) from None

@@ -56,7 +56,7 @@ def open_zoo(reference: str) -> Zoo:
             opened += _open_part(part, left_out)
     checkpoints = _without_repeats(opened)
     if not checkpoints:
-        reasons = " ".join(f"{entry.reference}: {entry.problem} {entry.remedy}" for entry in left_out)
+        reasons = " ".join(f"{entry.reference!r}: {entry.problem} {entry.remedy}" for entry in left_out)
         raise CheckpointError(
             f"The zoo {reference!r} holds no checkpoint that can be used. {reasons}".strip(),
             "Give another zoo, such as builtin:minilm, hf:org/name or a folder of checkpoints.",

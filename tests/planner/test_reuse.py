@@ -1,0 +1,184 @@
+"""The main job, end to end, on a task and a zoo that take seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regraft import faults
+from regraft.errors import RunError, RunLockedError
+from regraft.planner.family import Family
+from regraft.planner.run import Run
+
+Reuse = Callable[..., Family]
+
+
+def weights(family: Family) -> dict[str, str]:
+    return {member.name: member.facts["weights_id"] for member in family}
+
+
+def test_family_is_whole(run_reuse: Reuse, tmp_path: Path) -> None:
+    family = run_reuse()
+    assert family.members
+    for member in family:
+        assert (member.path / "certificate.json").is_file()
+        assert member.facts["certificate"]["passed"] == member.facts["certificate"]["claims"]
+        assert 0 <= member.test["intervals"]["accuracy"][0] <= member.test["accuracy"] <= member.test["intervals"]["accuracy"][1]
+        assert member.predict(["some text"])[0] in family.result["task"]["labels"]
+    assert not list((tmp_path / "run").rglob("*.partial"))
+    stored = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert stored == json.loads(json.dumps(family.result))
+    assert {"majority", "tfidf", "from scratch"} <= {entry["name"] for entry in family.result["baselines"]}
+
+
+def test_family_is_a_front_and_best_is_first(run_reuse: Reuse) -> None:
+    family = run_reuse()
+    best = family.best
+    assert best is not None and best.name == family.members[0].name
+    assert all(member.validation["accuracy"] <= best.validation["accuracy"] for member in family)
+    for one in family:
+        for other in family:
+            if one.name != other.name:
+                better = other.validation["accuracy"] >= one.validation["accuracy"] and other.parameters < one.parameters
+                assert not better or other.latency_ms > one.latency_ms
+
+
+def test_under_obeys_every_limit(run_reuse: Reuse) -> None:
+    family = run_reuse()
+    smallest = min(family, key=lambda member: member.parameters)
+    assert family.under(params=smallest.parameters).name == smallest.name
+    assert family.under(params=1) is None
+    assert family.under(bytes=10**12, latency_ms=10**6, params=10**12).name == family.best.name
+
+
+def test_same_seed_gives_the_same_weights(run_reuse: Reuse) -> None:
+    assert weights(run_reuse(out="one")) == weights(run_reuse(out="two"))
+
+
+@pytest.mark.parametrize("point", faults.POINTS)
+def test_killed_at_a_fault_point_ends_the_same(point: str, run_reuse: Reuse, tmp_path: Path) -> None:
+    whole = run_reuse(out="whole")
+    child = os.fork()
+    if child == 0:  # the child dies at the point; nothing of it may be cleaned up
+        faults.hook = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == point else None
+        run_reuse(out="killed")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"{point} was never passed"
+    again = run_reuse(out="killed")
+    assert weights(again) == weights(whole)
+    assert not list((tmp_path / "killed").rglob("*.partial"))
+
+
+def test_finished_run_is_returned_again_at_once(run_reuse: Reuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_reuse()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished run trained again")
+
+    monkeypatch.setattr("regraft.adapt.adaptation.train_leg", refuse)
+    assert weights(run_reuse()) == weights(first)
+
+
+def test_second_process_is_refused(run_reuse: Reuse, tmp_path: Path) -> None:
+    with Run(tmp_path / "run", {}), pytest.raises(RunLockedError, match="in use by another process"):
+        run_reuse()
+
+
+def test_other_arguments_are_refused(run_reuse: Reuse) -> None:
+    run_reuse()
+    with pytest.raises(RunError, match=r"seed=0.*seed=1"):
+        run_reuse(seed=1)
+
+
+def test_too_little_time_gives_a_baseline(run_reuse: Reuse) -> None:
+    family = run_reuse("1s")
+    assert family.answer in {"tfidf", "majority"}
+    assert family.best is None
+    assert all(entry["test"]["accuracy"] >= 0 for entry in family.result["baselines"])
+
+
+def test_time_budget_is_kept(run_reuse: Reuse) -> None:
+    family = run_reuse("12s")
+    assert family.result["spent_s"] <= 12 + 5
+    assert family.members
+
+
+def test_damaged_checkpoint_is_left_out_and_the_rest_goes_on(run_reuse: Reuse, tiny_bert: Path, tmp_path: Path) -> None:
+    import shutil
+
+    zoo = tmp_path / "zoo"
+    shutil.copytree(tiny_bert, zoo / "good")
+    shutil.copytree(tiny_bert, zoo / "cut")
+    file = zoo / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    family = run_reuse(zoo=str(zoo))
+    assert [entry["reference"] for entry in family.result["left_out"]] == [str(zoo / "cut")]
+    assert "model.safetensors" in family.result["left_out"][0]["problem"]
+    assert family.members
+
+
+def test_non_finite_weights_are_left_out(run_reuse: Reuse, tiny_bert: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    zoo = tmp_path / "zoo"
+    shutil.copytree(tiny_bert, zoo / "good")
+    shutil.copytree(tiny_bert, zoo / "nan")
+    file = zoo / "nan" / "model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    family = run_reuse(zoo=str(zoo))
+    left = [entry for entry in family.result["left_out"] if entry["reference"] == str(zoo / "nan")]
+    assert left and name in left[0]["problem"]
+
+
+def test_zoo_with_nothing_usable_gives_a_baseline(run_reuse: Reuse, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    family = run_reuse(zoo=str(tmp_path / "empty"))
+    assert family.best is None and family.answer in {"tfidf", "majority"}
+    assert family.result["left_out"]
+
+
+def test_checkpoint_with_the_labels_is_measured_as_it_is(run_reuse: Reuse, tmp_path: Path) -> None:
+    first = run_reuse(out="first")
+    family = run_reuse(out="second", zoo=str(first.best.path))
+    found = next(entry for entry in family.result["candidates"] if entry["method"] == "as-is")
+    assert found["validation"]["accuracy"] == pytest.approx(first.best.validation["accuracy"])
+
+
+def test_recipe_gives_the_same_weights(run_reuse: Reuse, tmp_path: Path) -> None:
+    from regraft.recipe import replay
+    from regraft.store import Store
+
+    family = run_reuse()
+    found = replay(tmp_path / "run" / "family" / "recipe.yaml", tmp_path / "again", store=Store(tmp_path / "other"))
+    assert {one["name"]: one["weights_id"] for one in found["models"]} == weights(family)
+    assert all(one["same_weights"] for one in found["models"])
+
+
+def test_disk_full_leaves_no_result(run_reuse: Reuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from regraft.errors import StoreError
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("regraft.evaluate.certify.write_classifier", full)
+        with pytest.raises(StoreError, match="disk is full"):
+            run_reuse()
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert not list((tmp_path / "run" / "family").iterdir())
+    assert run_reuse().members
