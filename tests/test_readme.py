@@ -13,8 +13,8 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -38,14 +38,12 @@ def commands(page: Path) -> list[str]:
 
 
 def parse(words: list[str]) -> None:
-    """Parse a `regraft` command line as the command would, without running it; click.UsageError when it would not."""
-    command: click.Command = typer.main.get_command(app)
-    context = click.Context(command, info_name="regraft")
-    while isinstance(command, click.Group):
-        name, words = words[0], words[1:]
-        found = command.get_command(context, name)
-        assert found is not None, f"there is no command {name!r}"
-        command = found
+    """Parse a `regraft` command line as the command would, without running it; an exception when it would not."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert words, f"which command of {command.name}?"
+        assert words[0] in command.commands, f"there is no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
     command.make_context(command.name, list(words))
 
 
@@ -63,6 +61,12 @@ def test_commands_are_commands(page: Path) -> None:
                 parse(words[1:])
             case program:
                 assert program == "source", f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize("wrong", ["reuse builtin:pydoc --nope", "rank", "store", "fly"])
+def test_wrong_commands_would_be_found(wrong: str) -> None:
+    with pytest.raises(Exception, match=r"no command|which command|No such option|Missing"):
+        parse(wrong.split())
 
 
 def test_the_two_commands_come_first() -> None:

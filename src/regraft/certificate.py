@@ -118,7 +118,8 @@ def verify(folder: Path, context: Context | None = None) -> list[Verdict]:
             continue
         try:
             outcome, reason = function(folder, claim, context)
-        except RegraftError as fault:
-            outcome, reason = "fail", str(fault)
+        except Exception as fault:  # whatever a damaged folder or certificate leads a check to
+            words = str(fault) if isinstance(fault, RegraftError) else f"{type(fault).__name__}: {fault}"
+            outcome, reason = "fail", f"the check could not be made: {words}"
         verdicts.append(Verdict(claim, outcome, reason))
     return verdicts

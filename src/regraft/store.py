@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from regraft.errors import StoreError
 
@@ -42,15 +44,16 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     An older `target` is replaced. What a killed process leaves behind is a hidden `.partial` sibling, never `target`.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
-    aside.mkdir()
     try:
+        aside.mkdir(parents=True)
         yield aside
         _sync(aside)
         _replace_folder(aside, target)
     except OSError as fault:
         raise _in_words(fault, target) from fault
+    except SafetensorError as fault:  # what safetensors makes of an OSError while it writes
+        raise _in_words(OSError(_errno_in(str(fault)), str(fault)), target) from fault
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -116,12 +119,7 @@ class Store:
         found = self.find(kind, key)
         if found is not None:
             return found
-        try:
-            locks = self.root / "locks"
-            locks.mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            raise _in_words(fault, self.root) from fault
-        with FileLock(locks / f"{key}.lock"):
+        with self._locked(key):
             found = self.find(kind, key)
             if found is not None:
                 return found
@@ -132,10 +130,25 @@ class Store:
         self.collect(keep={key})
         return target
 
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        try:
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / "locks" / f"{key}.lock")
+            lock.acquire()
+        except OSError as fault:
+            raise _in_words(fault, self.root) from fault
+        try:
+            yield
+        finally:
+            lock.release()
+
     def entries(self) -> list[Entry]:
         """All finished entries, the least recently used first."""
         found = []
         for about in self.root.glob(f"*/*/{_ABOUT}"):
+            if about.parent.name.startswith("."):  # still being written
+                continue
             try:
                 size = sum(file.stat().st_size for file in about.parent.rglob("*") if file.is_file())
                 entry = Entry(
@@ -158,8 +171,9 @@ class Store:
         """
         limit = self.limit if limit is None else limit
         for left in self.root.glob("*/.*.partial"):
-            if time.time() - left.stat().st_mtime > 86400:
-                shutil.rmtree(left, ignore_errors=True)
+            with suppress(FileNotFoundError):  # its writer has just finished
+                if time.time() - left.stat().st_mtime > 86400:
+                    shutil.rmtree(left, ignore_errors=True)
         entries = self.entries()
         total = sum(entry.bytes for entry in entries)
         removed = []
@@ -189,7 +203,11 @@ def _replace_folder(aside: Path, target: Path) -> None:
         return
     old = aside.with_name(aside.name.replace(".partial", ".old.partial"))
     target.rename(old)
-    aside.rename(target)
+    try:
+        aside.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -198,6 +216,11 @@ def _sync(folder: Path) -> None:
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+
+
+def _errno_in(text: str) -> int:
+    found = re.search(r"os error (\d+)", text)
+    return int(found[1]) if found else errno.EIO
 
 
 def _in_words(fault: OSError, path: Path) -> StoreError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from regraft.adapt.tuning import Tuning
 from regraft.checkpoint import Checkpoint, load_encoder, load_tokenizer, max_length
 from regraft.checkpoint.batches import Tokens
 from regraft.checkpoint.classifier import TextClassifier, probabilities
+from regraft.errors import MethodError
 from regraft.progress import SILENT, Progress
 from regraft.store import whole_folder
 from regraft.train.loop import Data, Leg, Settings, State, begin, load_weights, train_leg
@@ -38,8 +39,32 @@ class Plan:
 
     def tuning(self) -> Tuning:
         """The training method."""
-        tuning: Tuning = methods.get("adapt", self.method)()
+        found = methods.get("adapt", self.method)
+        if "training" not in found.needs:
+            raise MethodError(f"adapt's method {self.method!r} trains nothing.", "Use its function as it is.")
+        tuning: Tuning = found()
+        known = {one.name for one in fields(tuning.settings)} - {"seed"}
+        _check_names(f"Training with {self.method!r}", "setting", self.settings, known)
+        _check_names(f"The method {self.method!r}", "option", self.options, set(tuning.options))
+        for name, value in self.settings.items():
+            _check_number(name, value, getattr(tuning.settings, name), least=1 if name in ("batch", "average") else 0)
+        for name, value in self.options.items():
+            _check_number(name, value, 1, least=1)
         return replace(tuning, settings=replace(tuning.settings, seed=self.seed, **self.settings))
+
+
+def _check_number(name: str, value: Any, default: bool | int | float, least: int) -> None:
+    """Refuse a value of another kind than the default's, or below `least`."""
+    kind = bool if isinstance(default, bool) else int if isinstance(default, int) else (int, float)
+    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, kind) or not value >= least:
+        words = {bool: "true or false", int: f"a whole number of at least {least}"}.get(type(default), "a positive number")
+        raise MethodError(f"{name} is {value!r}, expected {words}.", "Correct it.")
+
+
+def _check_names(who: str, what: str, given: Iterable[str], known: set[str]) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise MethodError(f"{who} takes no {what} {unknown[0]!r}.", f"Known: {', '.join(sorted(known)) or 'none'}.")
 
 
 def classifier_from(
@@ -67,8 +92,7 @@ def classifier_from(
 class Adaptation:
     """A classifier in training.
 
-    The folder holds one sub-folder a finished leg (`leg-0` is the start); each appears whole or not at all, and only the
-    latest is kept.
+    The folder holds one sub-folder a finished leg (`leg-1` after the first); each appears whole or not at all.
     """
 
     def __init__(
@@ -122,7 +146,13 @@ class Adaptation:
     ) -> int:
         """Train one leg and keep the state; returns the steps that were made."""
         before = self._state.step
-        self._state = train_leg(self.classifier, data, self.settings, self._state, leg, stop=stop, progress=progress)
+        try:
+            self._state = train_leg(
+                self.classifier, data, self.settings, self._state, leg, stop=stop, progress=progress
+            )
+        except BaseException:
+            self._state.legs = -1  # its tensors are used up: `resume` has to read them from disk
+            raise
         faults.point("leg trained")
         with whole_folder(self.folder / f"leg-{self._state.legs}") as aside:
             self._state.save(aside)

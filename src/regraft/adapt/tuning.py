@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from regraft.checkpoint.classifier import TextClassifier
+from regraft.checkpoint.quiet import quiet
 from regraft.methods import Source, method
 from regraft.randomness import seed_of
 from regraft.train.loop import Settings
@@ -15,11 +16,12 @@ from regraft.train.loop import Settings
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a training method does to a classifier, and the settings that it starts from."""
+    """What a training method does to a classifier, the settings that it starts from, and the options that it takes."""
 
     name: str
     settings: Settings
     adapter: bool = False
+    options: tuple[str, ...] = ()
 
     def prepare(self, classifier: TextClassifier, options: dict[str, Any]) -> None:
         """Choose what is trained, in place; idempotent for the same seed."""
@@ -29,10 +31,11 @@ class Tuning:
         if self.adapter:
             _insert_lora(classifier, **options)
             return
+        words = {id(parameter) for parameter in classifier.encoder.get_input_embeddings().parameters()}
         for name, parameter in classifier.encoder.named_parameters():
             # Word embeddings stay: they are half of a small encoder's parameters, few rows of them are ever seen, and
             # moving them cost a third of a step on a CPU without a measurable gain (docs/diary.md).
-            parameter.requires_grad_("embeddings.word" not in name and "pooler" not in name)
+            parameter.requires_grad_(id(parameter) not in words and "pooler" not in name)
 
     def merged(self, classifier: TextClassifier) -> TextClassifier:
         """The classifier with adapters folded into the weights: a stock encoder again."""
@@ -48,7 +51,8 @@ def _insert_lora(classifier: TextClassifier, rank: int = 16, alpha: int = 32, se
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", exclude_modules=".*pooler.*"
     )
-    classifier.encoder = get_peft_model(classifier.encoder, config)
+    with quiet():  # peft remarks on the transposed layers of GPT-2, and does the right thing
+        classifier.encoder = get_peft_model(classifier.encoder, config)
 
 
 @method(
@@ -77,4 +81,6 @@ def full() -> Tuning:
 )
 def lora() -> Tuning:
     """Train low-rank updates W + (alpha / r) B A of every linear layer of the encoder (peft), and the head."""
-    return Tuning("lora", Settings(learning_rate=1e-3, head_learning_rate=1e-3), adapter=True)
+    return Tuning(
+        "lora", Settings(learning_rate=1e-3, head_learning_rate=1e-3), adapter=True, options=("rank", "alpha")
+    )

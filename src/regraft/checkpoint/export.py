@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from regraft.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from regraft.checkpoint.classifier import Classifier, StockClassifier, TextClassifier
+from regraft.checkpoint.files import read_json_object
 from regraft.checkpoint.quiet import quiet
 from regraft.errors import CheckpointError
 
 ABOUT = "regraft.json"
 # The names under which every release since 2.0 finds its modules.
 _MODULES = "sentence_transformers.models"
+IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def write_classifier(classifier: Classifier, folder: Path, about: Mapping[str, Any]) -> None:
@@ -30,6 +33,8 @@ def write_classifier(classifier: Classifier, folder: Path, about: Mapping[str, A
     Args:
         about: Goes into `regraft.json` (provenance); `labels` and `format` are added.
     """
+    # What stock code is to cut texts at; many checkpoints name no length and fail on a long text.
+    classifier.tokenizer.model_max_length = classifier.max_length
     with quiet():
         if isinstance(classifier, StockClassifier):
             classifier.model.save_pretrained(folder)
@@ -58,15 +63,12 @@ def _write_modules(classifier: TextClassifier, folder: Path) -> None:
         save_file({"layer_weights": weights}, at / "model.safetensors")
         modules.append((at.name, "WeightedLayerPooling"))
     at = folder / f"{len(modules)}_Pooling"
-    _json(at / "config.json", {
-        "word_embedding_dimension": width, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True,
-        "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False,
-    })  # fmt: skip
+    _json(at / "config.json", _pooling(width))
     modules.append((at.name, "Pooling"))
     at = folder / f"{len(modules)}_Dense"
     _json(at / "config.json", {
         "in_features": width, "out_features": classes, "bias": True,
-        "activation_function": "torch.nn.modules.linear.Identity",
+        "activation_function": IDENTITY,
     })  # fmt: skip
     head = {f"linear.{name}": value.detach().float().contiguous() for name, value in classifier.head.named_parameters()}
     save_file(head, at / "model.safetensors")
@@ -77,6 +79,13 @@ def _write_modules(classifier: TextClassifier, folder: Path) -> None:
     ])  # fmt: skip
     _json(folder / "config_sentence_transformers.json",
           {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"})  # fmt: skip
+
+
+def _pooling(width: int) -> dict[str, Any]:
+    return {
+        "word_embedding_dimension": width, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True,
+        "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False,
+    }  # fmt: skip
 
 
 def _json(path: Path, content: Any) -> None:
@@ -128,29 +137,41 @@ def load_classifier(checkpoint: Checkpoint, device: str = "cpu") -> Classifier:
     if not checkpoint.modules:
         model = load_sequence_classifier(checkpoint, device=device)
         return StockClassifier(model, tokenizer, checkpoint.labels, length).to(device).eval()
+    at = _module_folders(checkpoint)
     encoder = load_encoder(checkpoint, device=device)
-    return _read_modules(checkpoint.folder, encoder, tokenizer, checkpoint.labels, length, device)
-
-
-def _read_modules(
-    folder: Path, encoder: Any, tokenizer: Any, labels: tuple[str, ...], length: int, device: str
-) -> TextClassifier:
-    kinds = {module["type"].rsplit(".", 1)[-1]: folder / module["path"]
-             for module in json.loads((folder / "modules.json").read_text())}  # fmt: skip
-    if not {"Transformer", "Pooling", "Dense"} <= set(kinds) or set(kinds) - {
-        "Transformer",
-        "Pooling",
-        "Dense",
-        "WeightedLayerPooling",
-    }:
+    try:
+        layer_weights = None
+        if "WeightedLayerPooling" in at:
+            layer_weights = load_file(at["WeightedLayerPooling"] / "model.safetensors")["layer_weights"].tolist()
+        classifier = TextClassifier(encoder, tokenizer, checkpoint.labels, length, layer_weights)
+        head = load_file(at["Dense"] / "model.safetensors")
+        classifier.head.load_state_dict({name.removeprefix("linear."): value for name, value in head.items()})
+    except (OSError, KeyError, RuntimeError, SafetensorError) as fault:
         raise CheckpointError(
-            f"{folder / 'modules.json'} holds {', '.join(kinds)}; a classifier is Transformer, Pooling and Dense.",
-            "Start from its encoder with `regraft adapt`.",
-        )
-    layer_weights = None
-    if "WeightedLayerPooling" in kinds:
-        layer_weights = load_file(kinds["WeightedLayerPooling"] / "model.safetensors")["layer_weights"].tolist()
-    classifier = TextClassifier(encoder, tokenizer, labels, length, layer_weights)
-    head = load_file(kinds["Dense"] / "model.safetensors")
-    classifier.head.load_state_dict({name.removeprefix("linear."): value for name, value in head.items()})
+            f"The head in {checkpoint.folder} does not fit its {len(checkpoint.labels)} labels and its encoder "
+            f"({' '.join(str(fault).split())[:300]}).",
+            "Restore the folder, or make it again.",
+        ) from fault
     return classifier.to(device).eval()
+
+
+def _module_folders(checkpoint: Checkpoint) -> dict[str, Path]:
+    """The folder of each module by kind, when together they compute what `TextClassifier` does."""
+    kinds, where = [kind for kind, _ in checkpoint.modules], checkpoint.folder / "modules.json"
+    again = "Start from its encoder with `regraft adapt`."
+    if [kind for kind in kinds if kind != "WeightedLayerPooling"] != ["Transformer", "Pooling", "Dense"] or (
+        len(kinds) == 4 and kinds[1] != "WeightedLayerPooling"
+    ):
+        raise CheckpointError(
+            f"{where} holds {', '.join(kinds)}; a classifier is Transformer, Pooling and Dense.", again
+        )
+    at = {kind: checkpoint.folder / path for kind, path in checkpoint.modules}
+    activation = read_json_object(at["Dense"] / "config.json").get("activation_function")
+    pooling = read_json_object(at["Pooling"] / "config.json")
+    if activation != IDENTITY or pooling != _pooling(int(checkpoint.hidden_size)):
+        raise CheckpointError(
+            f"{checkpoint.folder}: a classifier pools by the mean and has no activation after Dense; this one is "
+            f"something else ({activation}).",
+            again,
+        )
+    return at

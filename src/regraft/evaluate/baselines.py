@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from regraft.errors import TaskError
 from regraft.methods import Source, method
-from regraft.randomness import permutation
+
+# Passes over the data, and steps at least: more move the accuracy on banking77, hwu64 and snips by less than its error.
+PASSES, STEPS = 20, 10_000
+# The logit of a class without examples: its probability is as good as zero, and finite.
+ABSENT = -30.0
 
 
 class Baseline(Protocol):
@@ -56,8 +60,8 @@ class Tfidf:
     """Logistic regression on TF-IDF weights of words and word pairs."""
 
     vectoriser: Any
-    weight: NDArray[np.float64]  # [C, V]
-    bias: NDArray[np.float64]  # [C]
+    weight: NDArray[np.float32]  # [V, C]: rows of words lie together, so that a text touches only its own
+    bias: NDArray[np.float32]  # [C]
 
     @property
     def parameters(self) -> int:
@@ -71,7 +75,7 @@ class Tfidf:
     def predict(self, texts: Sequence[str]) -> NDArray[np.float64]:
         from scipy.special import softmax
 
-        logits = self.vectoriser.transform(list(texts)) @ self.weight.T + self.bias
+        logits = (self.vectoriser.transform(list(texts)) @ self.weight + self.bias).astype(np.float64)
         return np.asarray(softmax(logits, axis=1))
 
 
@@ -95,12 +99,18 @@ def majority(texts: Sequence[str], labels: NDArray[np.int64], n_classes: int) ->
     claim="sparse word weights and a linear model are hard to beat when classes differ by their words",
     needs=("text", "labels"),
 )
-def tfidf(texts: Sequence[str], labels: NDArray[np.int64], n_classes: int, *, regularisation: float = 10.0) -> Tfidf:
-    """TF-IDF (1 + log tf, words and word pairs) and multinomial logistic regression.
+def tfidf(texts: Sequence[str], labels: NDArray[np.int64], n_classes: int, *, regularisation: float = 30.0) -> Tfidf:
+    """TF-IDF (1 + log tf, words and word pairs) and multinomial logistic regression, fitted in single precision by SAG.
+
+    The stochastic average gradient (Schmidt, Le Roux & Bach 2017, arXiv:1309.2388) touches only the words of one example at
+    a time; on 9,000 short texts of 77 classes it takes a tenth of the time of L-BFGS.
 
     Args:
         texts, labels: The training examples; labels int64 in [0, n_classes).
         regularisation: Inverse strength `C` of scikit-learn's LogisticRegression.
+
+    Raises:
+        TaskError: No text has a single word or sign.
     """
     import warnings
 
@@ -108,16 +118,23 @@ def tfidf(texts: Sequence[str], labels: NDArray[np.int64], n_classes: int, *, re
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]", dtype=np.float64)
+    if not any(text.strip() for text in texts):
+        raise TaskError(f"All {len(texts)} texts are empty.", "Check which column holds the text.")
+    vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]", dtype=np.float32)
     matrix = vectoriser.fit_transform(list(texts))
+    present = np.unique(labels)
+    weight = np.zeros((matrix.shape[1], n_classes), dtype=np.float32)
+    bias = np.full(n_classes, ABSENT, dtype=np.float32)
+    bias[present] = 0.0
+    if len(present) == 1:  # nothing to tell apart
+        return Tfidf(vectoriser, weight, bias)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 30 iterations rank the classes as 300 do
-        model = LogisticRegression(C=regularisation, max_iter=30, tol=1e-3).fit(matrix, labels)
-    weight = np.zeros((n_classes, matrix.shape[1]))
-    bias = np.full(n_classes, -30.0)
-    if len(model.classes_) == 2:  # scikit-learn stores one row for two classes
-        low, high = model.classes_
-        weight[high], bias[high], bias[low] = model.coef_[0], model.intercept_[0], 0.0
+        warnings.simplefilter("ignore", ConvergenceWarning)  # see PASSES
+        passes = max(PASSES, STEPS // len(labels))
+        model = LogisticRegression(C=regularisation, solver="sag", max_iter=passes, tol=1e-3, random_state=0)
+        model.fit(matrix, labels)
+    if len(present) == 2:  # scikit-learn stores one row for two classes
+        weight[:, present[1]], bias[present[1]] = model.coef_[0], model.intercept_[0]
     else:
-        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+        weight[:, present], bias[present] = model.coef_.T, model.intercept_
     return Tfidf(vectoriser, weight, bias)

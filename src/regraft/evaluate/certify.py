@@ -16,7 +16,7 @@ from regraft.checkpoint.classifier import Classifier, logits_of, probabilities
 from regraft.checkpoint.export import ABOUT, load_member, stock_logits, write_classifier
 from regraft.errors import RegraftError
 from regraft.evaluate.card import Made, card
-from regraft.evaluate.metrics import score
+from regraft.evaluate.metrics import metrics
 from regraft.task import Task
 from regraft.version import __version__
 
@@ -46,7 +46,7 @@ def files_id(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).as_posix()
-        if not path.is_file() or inside in {FILE, ABOUT, "README.md"}:
+        if not path.is_file() or inside in {FILE, "README.md"}:
             continue
         digest.update(inside.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -184,8 +184,12 @@ def _test(folder: Path, claim: Claim, context: Context) -> tuple[Outcome, str]:
     if task.task_id != claim.values["task_id"]:
         return "cannot check", f"{task.reference} is another task, or its data have changed"
     classifier = load_member(folder, context.device)
-    rows = claim.values["rows"]
-    seen = score(task.test.labels[:rows], probabilities(classifier, task.test.texts[:rows]))
-    gap = abs(float(seen[claim.values["metric"]]) - claim.values["value"])  # type: ignore[literal-required]
-    outcome: Outcome = "pass" if gap <= claim.values["tolerance"] else "fail"
-    return outcome, f"{claim.values['metric']} {seen[claim.values['metric']]:.4f}, was {claim.values['value']:.4f}"  # type: ignore[literal-required]
+    missing = sorted(set(task.label_names) - set(classifier.labels))
+    if missing:
+        return "fail", f"the model does not know the task's {', '.join(missing[:5])}"
+    rows, metric, expected = claim.values["rows"], claim.values["metric"], claim.values["value"]
+    order = [classifier.labels.index(label) for label in task.label_names]
+    found = probabilities(classifier, task.test.texts[:rows])[:, order]
+    seen = metrics(task.test.labels[:rows], found)[metric]
+    outcome: Outcome = "pass" if abs(seen - expected) <= claim.values["tolerance"] else "fail"
+    return outcome, f"{metric} {seen:.4f}, was {expected:.4f}"

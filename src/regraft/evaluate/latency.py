@@ -37,7 +37,7 @@ def measure_latency(
             break
         predict([texts[number % len(texts)]])
     seconds: list[float] = []
-    for number in range(repeats):
+    for number in range(max(repeats, 1)):
         before = clock()
         if seconds and before - start > deadline_s:
             break
@@ -66,7 +66,7 @@ def measure_throughput(
     _check(texts)
     start = clock()
     rates: list[float] = []
-    for number in range(-1, repeats):
+    for number in range(-1, max(repeats, 1)):
         before = clock()
         if rates and before - start > deadline_s:
             break

@@ -6,7 +6,8 @@ probabilities [N, C]. All results are plain Python floats, ready for JSON.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
@@ -59,6 +60,14 @@ class _Outcomes:
         pairs, cell = np.unique(target * n_classes + predicted, return_inverse=True)
         gap = confidence - (predicted == target)
         return cls(cell.astype(np.int64), pairs // n_classes, pairs % n_classes, bins, gap, n_classes)
+
+    def keys(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """What tells examples apart, [N] each."""
+        return self.cell, self.bin, self.gap
+
+    def taken(self, order: NDArray[np.intp]) -> _Outcomes:
+        """The same examples in another order."""
+        return replace(self, cell=self.cell[order], bin=self.bin[order], gap=self.gap[order])
 
     def measure(self, draws: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Each metric of each resample; `draws` is [B, N], row b holds the examples of resample b."""
@@ -136,6 +145,7 @@ def bootstrap_intervals(
         NonFiniteError, TaskError: as `checked`.
     """
     outcomes = _Outcomes.of(labels, probabilities)
+    outcomes = outcomes.taken(np.lexsort(outcomes.keys()))  # so that the order of the examples changes nothing
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in METRICS}
     for draws in _resamples(len(outcomes.cell), seed, resamples):
         for name, values in outcomes.measure(draws).items():
@@ -178,6 +188,8 @@ def paired_difference(
     if metric not in METRICS:
         raise TaskError(f"Unknown metric {metric!r}.", f"Use one of {', '.join(METRICS)}.")
     a, b = _Outcomes.of(labels, first), _Outcomes.of(labels, second)
+    order = np.lexsort((*a.keys(), *b.keys()))
+    a, b = a.taken(order), b.taken(order)
     everything = np.arange(len(a.cell))[None]
     difference = float(a.measure(everything)[metric][0] - b.measure(everything)[metric][0])
     spread = [
@@ -188,18 +200,16 @@ def paired_difference(
 
 def mean_interval(values: ArrayLike, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values` [N] (correctness, differences of correctness, ...)."""
-    numbers = np.asarray(values, dtype=np.float64)
+    numbers = np.sort(np.asarray(values, dtype=np.float64))
     means = [numbers[draws].mean(axis=1) for draws in _resamples(len(numbers), seed, resamples)]
     return _percentiles(np.concatenate(means), level)
 
 
-def _resamples(size: int, seed: int, resamples: int) -> list[NDArray[np.int64]]:
+def _resamples(size: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
     """The examples of each resample, [resamples, size] in blocks of bounded memory; the same for equal sizes and seeds."""
     block = max(1, _DRAWS_AT_ONCE // size)
-    return [
-        integers(size, size * min(block, resamples - start), seed, "bootstrap", start).reshape(-1, size)
-        for start in range(0, resamples, block)
-    ]
+    for start in range(0, resamples, block):
+        yield integers(size, size * min(block, resamples - start), seed, "bootstrap", start).reshape(-1, size)
 
 
 def _percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:

@@ -8,6 +8,8 @@ Checkpoints that are the first layers of one encoder share its pass: their featu
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,27 +35,27 @@ SHARED_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Features:
-    """Features of one checkpoint for N texts; arrays are memory-mapped and read when used.
+    """Features of one checkpoint for N texts.
 
     Attributes:
-        folder: Where `mean.npy` and `first.npy` lie.
-        layers: How many blocks count: layers 0 to `layers` of the arrays belong to this checkpoint.
+        by_layer: Mean over tokens of each layer, fp32 [L+1, N, D]; memory-mapped, read when used.
+        first: First token of each layer, likewise.
         seconds: What computing them took (0 when they came from the store).
     """
 
-    folder: Path
-    layers: int
+    by_layer: np.ndarray
+    first: np.ndarray
     seconds: float
 
-    @cached_property
-    def by_layer(self) -> np.ndarray:
-        """Mean over tokens of each layer, fp32 [L+1, N, D]."""
-        return np.asanyarray(np.load(self.folder / "mean.npy", mmap_mode="r")[: self.layers + 1])
+    @classmethod
+    def open(cls, folder: Path, seconds: float) -> Features:
+        """Map the arrays of an entry of the store; they can be read even when the entry is evicted afterwards."""
+        mean, first = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "first"))
+        return cls(mean, first, seconds)
 
-    @cached_property
-    def first(self) -> np.ndarray:
-        """First token of each layer, fp32 [L+1, N, D]."""
-        return np.asanyarray(np.load(self.folder / "first.npy", mmap_mode="r")[: self.layers + 1])
+    def leading(self, layers: int) -> Features:
+        """The features of the truncation to the first `layers` layers, which shares this pass."""
+        return Features(self.by_layer[: layers + 1], self.first[: layers + 1], 0.0)
 
     @property
     def last(self) -> np.ndarray:
@@ -148,7 +150,7 @@ def extract(
     )  # fmt: skip
     found = store.find("features", key)
     if found is not None:
-        return Features(found, checkpoint.num_layers, 0.0)
+        return Features.open(found, 0.0)
     started = time.monotonic()
     tokens = tokenize(load_tokenizer(checkpoint), texts, length)
     encoder = load_encoder(checkpoint, device=device, dtype=dtype)
@@ -157,7 +159,7 @@ def extract(
         about={"checkpoint": checkpoint.name, "reference": checkpoint.reference, "texts": len(texts)},
     )  # fmt: skip
     faults.point("features written")
-    return Features(folder, checkpoint.num_layers, time.monotonic() - started)
+    return Features.open(folder, time.monotonic() - started)
 
 
 def extract_all(
@@ -177,7 +179,7 @@ def extract_all(
         for checkpoint in group:
             try:
                 if checkpoint is not whole and whole.name in found and _shares(checkpoint, whole, texts, options):
-                    found[checkpoint.name] = Features(found[whole.name].folder, checkpoint.num_layers, 0.0)
+                    found[checkpoint.name] = found[whole.name].leading(checkpoint.num_layers)
                 else:
                     found[checkpoint.name] = extract(checkpoint, texts, **options)
             except Exception as fault:
@@ -200,21 +202,42 @@ def shared_passes(checkpoints: Sequence[Checkpoint]) -> Mapping[tuple[object, ..
 
 
 def _shares(checkpoint: Checkpoint, whole: Checkpoint, texts: Sequence[str], options: Mapping[str, Any]) -> bool:
-    """Whether a truncation computes the leading layers of the whole, on up to four texts."""
+    """Whether a truncation computes the leading layers of the whole, on up to four texts; found out once."""
     device, dtype = options.get("device", "cpu"), options.get("dtype", torch.float32)
+    key = key_of(
+        "shared pass", short=checkpoint.checkpoint_id, whole=whole.checkpoint_id, dtype=str(dtype),
+        device=device.split(":")[0], torch=version("torch"), transformers=version("transformers"),
+    )  # fmt: skip
+
+    def write(folder: Path) -> None:
+        (folder / "gap.json").write_text(json.dumps(_gap(checkpoint, whole, texts, device, dtype)))
+
+    kept = (options.get("store") or Store()).make("shared", key, write, about={"checkpoint": checkpoint.name})
+    gap = float(json.loads((kept / "gap.json").read_text()))
+    return gap <= (SHARED_TOLERANCE if dtype == torch.float32 else 0.1)
+
+
+def _gap(checkpoint: Checkpoint, whole: Checkpoint, texts: Sequence[str], device: str, dtype: torch.dtype) -> float:
     tokens = tokenize(load_tokenizer(whole), texts[:4], max_length(whole))
     batch = tokens.batch(range(len(tokens)), device)
     with torch.inference_mode():
         short = load_encoder(checkpoint, device=device, dtype=dtype)(**batch, output_hidden_states=True)
         deep = load_encoder(whole, device=device, dtype=dtype)(**batch, output_hidden_states=True)
-    gap = (short.last_hidden_state - deep.hidden_states[checkpoint.num_layers]).abs().max()
-    return bool(gap <= (SHARED_TOLERANCE if dtype == torch.float32 else 0.1))
+    return float((short.last_hidden_state - deep.hidden_states[checkpoint.num_layers]).abs().max())
+
+
+def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # A mapped file gets its blocks when it is written to, and a full disk then kills the process: ask for them now.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _write(encoder: Any, tokens: Tokens, folder: Path, checkpoint: Checkpoint, device: str, progress: Progress) -> None:
     shape = (checkpoint.num_layers + 1, len(tokens), checkpoint.hidden_size)
-    mean = np.lib.format.open_memmap(folder / "mean.npy", mode="w+", dtype=np.float32, shape=shape)
-    first = np.lib.format.open_memmap(folder / "first.npy", mode="w+", dtype=np.float32, shape=shape)
+    mean, first = _new_array(folder / "mean.npy", shape), _new_array(folder / "first.npy", shape)
     with progress.bar(f"features of {checkpoint.name}", len(tokens)), torch.inference_mode():
         for rows in sorted_batches(tokens.lengths):
             batch = tokens.batch(rows, device)

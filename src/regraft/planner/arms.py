@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from regraft import faults
@@ -14,7 +14,7 @@ from regraft.checkpoint.batches import Tokens, tokenize
 from regraft.errors import NonFiniteError
 from regraft.evaluate import score
 from regraft.planner.job import Candidate, Job
-from regraft.train.loop import Data, Leg
+from regraft.train.loop import Data, Leg, seconds_a_step
 
 # A training step costs this many forward passes over its batch (forward, backward twice that, optimiser); a first guess,
 # replaced by what the legs measure.
@@ -70,6 +70,21 @@ class Trainer:
         if measured is not None:
             return measured
         return STEP_PASSES * self._job.pace[arm.checkpoint.name] * arm.plan.tuning().settings.batch
+
+    def measure_step(self, arm: Arm) -> dict[str, float]:
+        """Seconds a training step takes in each number format, once for a checkpoint."""
+
+        def measure() -> dict[str, float]:
+            adaptation = self.adaptation(arm, 0)
+            data, _ = self.data(arm)
+            found = {}
+            for name, bfloat16 in (("float32", False), ("bfloat16", True)):
+                found[name] = seconds_a_step(adaptation.classifier, data, replace(adaptation.settings, bfloat16=bfloat16))
+            return found
+
+        found: dict[str, float] = self._job.run.ledger.once(f"step/{arm.checkpoint.name}", measure)
+        self._seconds_a_step[arm.checkpoint.name, arm.plan.method] = 1.15 * min(found.values())
+        return found
 
     def measuring_s(self, arm: Arm) -> float:
         """What measuring an arm on validation data and keeping its state takes."""

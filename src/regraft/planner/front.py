@@ -24,7 +24,8 @@ class Point:
 def dominates(a: Point, b: Point) -> bool:
     """Whether `a` is at least as good as `b` in everything and better in something.
 
-    Latency only speaks when the two differ by more than `LATENCY_MARGIN`.
+    Latency speaks against a domination, when the two differ by more than `LATENCY_MARGIN`, and never for one: what is "about
+    as fast" does not add up, so that points could beat each other in a circle.
     """
     if a.latency_ms is not None and b.latency_ms is not None and a.latency_ms > b.latency_ms * LATENCY_MARGIN:
         return False

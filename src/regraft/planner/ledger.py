@@ -43,8 +43,8 @@ class Ledger:
 
     def look(self, key: str) -> tuple[bool, Any]:
         """Whether `key` is logged, and its value."""
-        row = self._db.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()
-        return (False, None) if row is None else (True, json.loads(row[0]))
+        rows = self._select("SELECT value FROM entries WHERE key = ?", (key,))
+        return (True, json.loads(rows[0][0])) if rows else (False, None)
 
     def log(self, key: str, value: Any) -> Any:
         """Log a value under a new key; returns it as it will be read back."""
@@ -62,17 +62,23 @@ class Ledger:
 
     def spent_before(self) -> float:
         """Active seconds recorded by earlier processes of this run."""
-        row = self._db.execute("SELECT spent_s FROM clock").fetchone()
-        return 0.0 if row is None else float(row[0])
+        rows = self._select("SELECT spent_s FROM clock")
+        return float(rows[0][0]) if rows else 0.0
 
     def entries(self) -> list[tuple[str, float, Any]]:
         """(key, at_s, value) in the order of logging."""
-        rows = self._db.execute("SELECT key, at_s, value FROM entries ORDER BY number").fetchall()
+        rows = self._select("SELECT key, at_s, value FROM entries ORDER BY number")
         return [(key, at_s, json.loads(value)) for key, at_s, value in rows]
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _select(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.DatabaseError as fault:
+            raise RunError(f"{self._path} cannot be read: {fault}.", "Use another --out folder.") from fault
 
     def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
         try:

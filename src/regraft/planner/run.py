@@ -28,27 +28,27 @@ class Run:
         self.folder = folder
         self.trials = folder / "trials"
         self.family = folder / "family"
-        try:
-            self.trials.mkdir(parents=True, exist_ok=True)
-            self.family.mkdir(exist_ok=True)
-        except OSError as fault:
-            raise RunError(
-                f"{folder} cannot be made: {fault.strerror}.", "Give --out a folder that you can write."
-            ) from fault
         self._lock = FileLock(folder / "lock")
         try:
+            self._refuse_strange()  # before anything is put into a folder that is someone's own
+            self.trials.mkdir(parents=True, exist_ok=True)
+            self.family.mkdir(exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RunLockedError(
                 f"{folder} is in use by another process.", "Wait for it to end, or give this run another --out."
             ) from None
+        except OSError as fault:
+            raise RunError(
+                f"{folder} cannot be made: {fault.strerror}.", "Give --out a folder that you can write."
+            ) from fault
         try:
-            self._check(dict(arguments))
+            self._check(json.loads(json.dumps(dict(arguments))))
             self.ledger = Ledger(folder / "ledger.sqlite")
+            self.resumed = bool(self.ledger.entries())
         except BaseException:
             self._lock.release()
             raise
-        self.resumed = bool(self.ledger.entries())
         for place in (folder, self.trials, self.family, *self.trials.iterdir()):
             remove_partials(place)
         faults.point("run folder made")
@@ -59,20 +59,28 @@ class Run:
         self.ledger.spent = deadline.spent
         return deadline
 
+    def _refuse_strange(self) -> None:
+        """Refuse a folder that is neither empty nor a run; what a process killed at its very start left is no harm."""
+        if not self.folder.exists() or (self.folder / "run.json").is_file():
+            return
+        own = {"trials", "family", "lock"}
+        names = sorted(item.name for item in self.folder.iterdir())
+        strange = [name for name in names if name not in own and not name.endswith(".partial")]
+        if strange:
+            more = ", ..." if len(strange) > 3 else ""
+            raise RunError(
+                f"{self.folder} is not empty and is no run ({', '.join(strange[:3])}{more}).",
+                "Give --out a new folder.",
+            )
+
     def _check(self, arguments: dict[str, Any]) -> None:
         path = self.folder / "run.json"
         if not path.is_file():
-            strange = [item.name for item in self.folder.iterdir() if item.name not in {"trials", "family", "lock"}]
-            if strange and not (self.folder / "ledger.sqlite").exists():
-                raise RunError(
-                    f"{self.folder} is not empty and is no run ({', '.join(sorted(strange)[:3])} ...).",
-                    "Give --out a new folder.",
-                )
             write_whole(path, json.dumps(arguments, indent=2) + "\n")
             return
         try:
-            before = json.loads(path.read_text())
-        except ValueError as fault:
+            before = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as fault:
             raise RunError(f"{path} cannot be read: {fault}.", "Give --out a new folder.") from fault
         changed = sorted(key for key in {*before, *arguments} if before.get(key) != arguments.get(key))
         if changed:

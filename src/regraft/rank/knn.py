@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike
 from regraft.methods import Source, method
 from regraft.rank.scores import checked
 
-BLOCK = 1024
+BLOCK = 1024  # rows whose similarities to all others are held at once
+DIGITS = 9
 
 
 @method(
@@ -22,6 +23,9 @@ BLOCK = 1024
 def knn(features: ArrayLike, labels: ArrayLike, *, seed: int = 0, k: int = 10) -> float:
     """Leave-one-out accuracy of the k nearest neighbours by cosine, each vote weighed by its similarity (plus one).
 
+    Neighbours as near as the k-th vote, too, and classes with equal votes share the credit: the order of rows or classes
+    never decides.
+
     Args:
         features: [N, D]; a row of zeros has similarity 0 to all.
         labels: [N].
@@ -29,17 +33,18 @@ def knn(features: ArrayLike, labels: ArrayLike, *, seed: int = 0, k: int = 10) -
         k: Neighbours that vote; fewer when there are fewer.
     """
     given, classes = checked(features, labels)
-    # Rounded, so that equal similarities stay equal when the features are rotated or the rows come in another order.
     norms = np.linalg.norm(given, axis=1, keepdims=True)
-    unit = (given / np.where(norms > 0, norms, 1.0)).astype(np.float64)
-    count, right = len(unit), 0
+    unit = given / np.where(norms > 0, norms, 1.0)
+    count, width, credit = len(unit), int(classes.max()) + 1, 0.0
     k = min(k, count - 1)
     for start in range(0, count, BLOCK):
         rows = np.arange(start, min(start + BLOCK, count))
-        similar = np.round(unit[rows] @ unit.T, 9)
+        # Rounded, so that equal similarities stay equal when the features are rotated or the rows come in another order.
+        similar = np.round(unit[rows] @ unit.T, DIGITS)
         similar[np.arange(len(rows)), rows] = -np.inf
-        near = np.argpartition(-similar, k - 1, axis=1)[:, :k]
-        votes = np.zeros((len(rows), int(classes.max()) + 1))
-        np.add.at(votes, (np.arange(len(rows))[:, None], classes[near]), 1.0 + np.take_along_axis(similar, near, axis=1))
-        right += int((votes.argmax(axis=1) == classes[rows]).sum())
-    return right / count
+        row, near = np.nonzero(similar >= np.partition(similar, count - k, axis=1)[:, count - k, None])
+        cells = np.bincount(row * width + classes[near], 1.0 + similar[row, near], minlength=len(rows) * width)
+        votes = np.round(cells.reshape(len(rows), width), DIGITS)
+        winners = votes == votes.max(axis=1, keepdims=True)
+        credit += float((winners[np.arange(len(rows)), classes[rows]] / winners.sum(axis=1)).sum())
+    return credit / count

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.budget import Deadline
+from regraft.errors import TaskError
 from regraft.evaluate.metrics import mean_interval
 from regraft.rank.knn import knn
 from regraft.rank.logme import logme
@@ -82,11 +83,18 @@ def rank(
         labels: int64 [N].
         n_classes: Classes of the task (some may be absent here).
         seed: Of the bootstrap.
-        deadline: Scores that would not be ready in time are left out; the probe on the last layer is always computed for
-            the first checkpoint, and for the others while time is left.
+        deadline: A score is left out when less time is left than the longest one so far took; the probe on the last layer
+            of the first checkpoint (by name) is always computed. Checkpoints without a score come last, with interval (0, 1).
         progress: Told the name of each checkpoint that a score was computed for, and how far the whole is (0 to 1).
+
+    Raises:
+        TaskError: A label is outside [0, n_classes), or only one class occurs.
+        NonFiniteError: NaN or infinite features.
     """
-    entries = [_Entry(name) for name in features]
+    if not np.isin(labels, np.arange(n_classes)).all():
+        raise TaskError(f"Labels from {labels.min()} to {labels.max()} for {n_classes} classes.", "Number them from 0.")
+    clock = time.monotonic if deadline is None else deadline.spent
+    entries = [_Entry(name) for name in sorted(features)]
     jobs: list[tuple[str, Callable[[FeatureView], Any]]] = [
         ("probe_last", lambda view: left_out_correct(view.last, labels)),
         ("probe_mean", lambda view: left_out_correct(view.mean, labels)),
@@ -94,15 +102,15 @@ def rank(
         ("logme", lambda view: logme(view.last, labels)),
         ("probe_all", lambda view: left_out_correct(view.all, labels)),
     ]
+    longest = 0.0
     for index, (name, compute) in enumerate(jobs):
-        longest = 0.0
         for at, entry in enumerate(entries):
             first = index == 0 and at == 0
             if not first and deadline is not None and deadline.left() <= longest:
                 break
-            started = time.monotonic()
+            started = clock()
             value = compute(features[entry.name])
-            took = time.monotonic() - started
+            took = clock() - started
             longest, entry.seconds = max(longest, took), entry.seconds + took
             if name.startswith("probe"):
                 entry.scores[name] = float(value.mean())

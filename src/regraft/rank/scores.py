@@ -21,8 +21,11 @@ def checked(features: ArrayLike, labels: ArrayLike) -> tuple[Floats, Labels]:
         NonFiniteError: NaN or infinite features.
     """
     given, classes = np.asarray(features, dtype=np.float64), np.asarray(labels)
-    if given.ndim != 2 or classes.shape != (len(given),):
-        raise TaskError(f"Features of shape {given.shape} with labels of shape {classes.shape}.", "Expected [N, D] and [N].")
+    if given.ndim != 2 or given.shape[1] == 0 or classes.shape != (len(given),):
+        raise TaskError(
+            f"Features of shape {given.shape} with labels of shape {classes.shape}.",
+            "Expected [N, D] with D at least 1, and [N].",
+        )
     if not np.isfinite(given).all():
         raise NonFiniteError("The features hold NaN or infinite values.", "Leave that checkpoint out.")
     _, first, inverse = np.unique(classes, return_index=True, return_inverse=True)

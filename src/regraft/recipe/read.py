@@ -12,7 +12,9 @@ A step's inputs (`features`, `model`) name other steps; the order of the steps i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -32,8 +34,56 @@ OPERATIONS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "evaluate": (frozenset({"model"}), frozenset({"split", "rows"})),
     "export": (frozenset({"model"}), frozenset({"weights_id"})),
 }
-INPUTS = ("features", "model")
+# The key under which an input is named, and the operation that makes it.
+INPUTS = {"features": "features", "model": "adapt"}
+SPLITS = ("train", "validation", "test")
+# An exported step is a folder of that name.
+_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0\n]+")
+_HEAD = frozenset({"view", "rank_rows", "rest_rows", "l2", "iterations"})
 _TASK = frozenset({"reference", "text_column", "label_column", "metric", "max_rows", "seed", "task_id"})
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _legs(value: Any) -> bool:
+    count = _whole(0)
+    return isinstance(value, list) and all(
+        isinstance(leg, list) and len(leg) == 2 and all(map(count, leg)) for leg in value
+    )
+
+
+# What the value of a key must be, in words and as a test.
+VALUES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        ("reference", "text_column", "label_column", "metric", "task_id", "checkpoint", "checkpoint_id", "method",
+         "features", "model", "weights_id"), ("a text", _text)
+    ),
+    **dict.fromkeys(("head", "settings", "options"), ("a mapping", _mapping)),
+    **dict.fromkeys(("rank_rows", "rest_rows", "iterations"), ("a whole number", _whole(0))),
+    "seed": ("a whole number", _whole(-(2**63))),
+    **dict.fromkeys(("max_rows", "rows", "threads"), ("a whole number of at least 1", _whole(1))),
+    "legs": ("a list of [steps, decay]", _legs),
+    "split": (f"one of {', '.join(SPLITS)}", lambda value: value in SPLITS),
+    "view": ("last or mean", lambda value: value in ("last", "mean")),
+    "l2": ("a number", lambda value: isinstance(value, int | float) and value >= 0),
+}  # fmt: skip
+_MAY_BE_NULL = frozenset(
+    {"text_column", "label_column", "max_rows", "task_id", "checkpoint_id", "weights_id", "threads"}
+)
 
 
 @dataclass(frozen=True)
@@ -63,17 +113,44 @@ def read_recipe(path: Path) -> Recipe:
     """
     content = _yaml(path)
     if not isinstance(content, dict):
-        raise RecipeError(f"{path} holds no mapping.", "A recipe starts with `regraft: 1`.")
-    if content.get("regraft") != VERSION:
+        raise RecipeError(f"{path}, line 1: no mapping.", "A recipe starts with `regraft: 1`.")
+    if "regraft" not in content:
+        raise RecipeError(f"{path}, line 1: not a recipe of Regraft.", "A recipe starts with `regraft: 1`.")
+    if content["regraft"] != VERSION:
         raise RecipeError(
-            f"{path} is a recipe of version {content.get('regraft')!r}, expected {VERSION}.", "Use the version that wrote it."
+            f"{path}, line {_line(content, 'regraft')}: a recipe of version {content['regraft']!r}, expected {VERSION}.",
+            "Use the version that wrote it.",
         )
     _check_keys(path, content, frozenset({"regraft", "task", "steps"}), frozenset({"version", "threads"}), "recipe")
     task, steps = content["task"], content["steps"]
-    if not isinstance(task, dict) or not isinstance(steps, dict) or not steps:
-        raise RecipeError(f"{path}: `task` and `steps` must be mappings, and steps not empty.", "Compare with docs/recipe.md.")
+    if not isinstance(task, dict):
+        raise RecipeError(
+            f"{path}, line {_line(content, 'task')}: task is no mapping.", "Write task: {reference: ...}."
+        )
+    if not isinstance(steps, dict) or not steps:
+        raise RecipeError(
+            f"{path}, line {_line(content, 'steps')}: steps holds no step.", "Compare with docs/recipe.md."
+        )
     _check_keys(path, task, frozenset({"reference"}), _TASK - {"reference"}, "task")
-    return Recipe(task, _ordered(path, {str(name): _step(path, steps, name) for name in steps}), content.get("threads"))
+    return Recipe(
+        _plain(task), _ordered(path, {str(name): _step(path, steps, name) for name in steps}), content.get("threads")
+    )
+
+
+def _line(mapping: Any, key: Any) -> int:
+    return int(mapping.lc.key(key)[0]) + 1
+
+
+def _plain(value: Any) -> Any:
+    """Built-in types for what ruamel reads into types that remember how they were written."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def _yaml(path: Path) -> Any:
@@ -91,24 +168,36 @@ def _yaml(path: Path) -> Any:
 
 
 def _step(path: Path, steps: Any, name: Any) -> Step:
-    line = steps.lc.key(name)[0] + 1
+    line = _line(steps, name)
     values = steps[name]
-    if not isinstance(values, dict) or values.get("op") not in OPERATIONS:
-        given = values.get("op") if isinstance(values, dict) else values
-        raise RecipeError(f"{path}, line {line}: step {name!r} has the op {given!r}.", f"Use one of {', '.join(OPERATIONS)}.")
-    required, allowed = OPERATIONS[values["op"]]
+    if not _NAME.fullmatch(str(name)):
+        raise RecipeError(
+            f"{path}, line {line}: {str(name)!r} cannot name a step.", "It becomes a folder: use no slashes."
+        )
+    op = values.get("op") if isinstance(values, dict) else values
+    if not isinstance(values, dict) or not isinstance(op, str) or op not in OPERATIONS:
+        raise RecipeError(
+            f"{path}, line {line}: step {name!r} has the op {op!r}.", f"Use one of {', '.join(OPERATIONS)}."
+        )
+    required, allowed = OPERATIONS[op]
     _check_keys(path, values, required | {"op"}, allowed, f"step {name!r}")
-    return Step(str(name), values["op"], values, line)
+    if isinstance(values.get("head"), dict):
+        _check_keys(path, values["head"], frozenset(), _HEAD, f"head of step {name!r}")
+    return Step(str(name), op, _plain(values), line)
 
 
 def _check_keys(path: Path, mapping: Any, required: frozenset[str], allowed: frozenset[str], what: str) -> None:
-    import difflib
-
     for key in mapping:
         if key not in required | allowed:
             near = difflib.get_close_matches(str(key), required | allowed, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(required | allowed))}."
-            raise RecipeError(f"{path}, line {mapping.lc.key(key)[0] + 1}: {what} has no key {key!r}.", hint)
+            raise RecipeError(f"{path}, line {_line(mapping, key)}: {what} has no key {key!r}.", hint)
+        words, good = VALUES.get(key, ("", _anything))
+        if not (good(mapping[key]) or (mapping[key] is None and key in _MAY_BE_NULL)):
+            raise RecipeError(
+                f"{path}, line {_line(mapping, key)}: {key} of {what} is {mapping[key]!r}, expected {words}.",
+                "Correct it.",
+            )
     missing = sorted(required - set(mapping))
     if missing:
         raise RecipeError(f"{path}, line {mapping.lc.line + 1}: {what} lacks {', '.join(missing)}.", "Add it.")
@@ -117,12 +206,41 @@ def _check_keys(path: Path, mapping: Any, required: frozenset[str], allowed: fro
 def _ordered(path: Path, steps: Mapping[str, Step]) -> list[Step]:
     graph: dict[str, list[str]] = {}
     for step in steps.values():
-        inputs = [str(step.values[key]) for key in INPUTS if key in step.values]
-        for name in inputs:
+        inputs = {key: step.values[key] for key in INPUTS if key in step.values}
+        for name in inputs.values():
             if name not in steps:
-                raise RecipeError(f"{path}, line {step.line}: step {step.name!r} needs {name!r}, which is no step.", "Add it.")
-        graph[step.name] = inputs
+                near = difflib.get_close_matches(name, steps, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else "Add it."
+                raise RecipeError(
+                    f"{path}, line {step.line}: step {step.name!r} needs {name!r}, which is no step.", hint
+                )
+        graph[step.name] = list(inputs.values())
     try:
-        return [steps[name] for name in TopologicalSorter(graph).static_order()]
+        ordered = [steps[name] for name in TopologicalSorter(graph).static_order()]
     except CycleError as fault:
-        raise RecipeError(f"{path}: the steps {' -> '.join(fault.args[1])} need each other.", "Break the circle.") from fault
+        circle = fault.args[1]
+        raise RecipeError(
+            f"{path}, line {steps[circle[0]].line}: the steps {' -> '.join(circle)} need each other.",
+            "Break the circle.",
+        ) from fault
+    for step in ordered:
+        _check_inputs(path, step, steps)
+    return ordered
+
+
+def _check_inputs(path: Path, step: Step, steps: Mapping[str, Step]) -> None:
+    for key, op in INPUTS.items():
+        given = steps.get(step.values.get(key, ""))
+        if given is None:
+            continue
+        if given.op != op:
+            raise RecipeError(
+                f"{path}, line {step.line}: {key} of step {step.name!r} is {given.name!r}, a step of {given.op}.",
+                f"Name a step of {op}.",
+            )
+        if key == "features" and given.values["checkpoint"] != step.values["checkpoint"]:
+            raise RecipeError(
+                f"{path}, line {step.line}: step {step.name!r} adapts {step.values['checkpoint']}, its features are of "
+                f"{given.values['checkpoint']}.",
+                "Use features of the same checkpoint.",
+            )

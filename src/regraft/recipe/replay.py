@@ -13,7 +13,7 @@ from regraft.checkpoint import Checkpoint, load_tokenizer, max_length, open_chec
 from regraft.checkpoint.batches import tokenize
 from regraft.checkpoint.classifier import Classifier, probabilities
 from regraft.checkpoint.export import load_classifier
-from regraft.errors import RecipeError
+from regraft.errors import MethodError, RecipeError
 from regraft.evaluate import score
 from regraft.evaluate.card import Made
 from regraft.evaluate.certify import write_certified
@@ -34,6 +34,7 @@ class _Replay:
         self.scores: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, int] = {}
         self.found: list[dict[str, Any]] = []
+        self.measured: list[dict[str, Any]] = []
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -42,7 +43,9 @@ class _Replay:
     def run(self, step: Step) -> None:
         self.steps[step.name] = step
         self.progress.say(f"{step.op} {step.name}")
-        {"features": self._features, "adapt": self._adapt, "evaluate": self._evaluate, "export": self._export}[step.op](step)
+        {"features": self._features, "adapt": self._adapt, "evaluate": self._evaluate, "export": self._export}[step.op](
+            step
+        )
 
     def _checkpoint(self, step: Step) -> Checkpoint:
         checkpoint = open_checkpoint(str(step.values["checkpoint"]))
@@ -88,9 +91,9 @@ class _Replay:
         if method == "probe":
             self.models[step.name] = classifier_from(checkpoint, self.task.label_names, head, device=self.device)
             return
-        plan = Plan(method, dict(step.values.get("settings") or {}), dict(step.values.get("options") or {}),
-                    int(step.values.get("seed", 0)))  # fmt: skip
-        adaptation = Adaptation(checkpoint, self.task.label_names, head, plan, self.folder / f".{step.name}", device=self.device)
+        adaptation = Adaptation(
+            checkpoint, self.task.label_names, head, plan, self.folder / f".{step.name}", device=self.device
+        )
         tokens = tokenize(load_tokenizer(checkpoint), self.task.train.texts, max_length(checkpoint))
         data = Data(tokens, self.task.train.labels)
         for number, (steps, decay) in enumerate(step.values.get("legs") or []):
@@ -102,29 +105,53 @@ class _Replay:
         adaptation.folder.rmdir() if adaptation.folder.is_dir() else None
 
     def _evaluate(self, step: Step) -> None:
-        split = self.task.splits()[str(step.values.get("split", "test"))]
-        rows = int(step.values.get("rows") or len(split))
-        name = str(step.values["model"])
-        model = self.models[name]
+        where, name = str(step.values.get("split", "test")), str(step.values["model"])
+        split, model = self.task.splits()[where], self.models[name]
+        rows = min(int(step.values.get("rows") or len(split)), len(split))
+        missing = sorted(set(self.task.label_names) - set(model.labels))
+        if missing:
+            raise RecipeError(
+                f"Step {step.name!r} (line {step.line}): the model {name!r} does not know the task's {', '.join(missing[:5])}.",
+                "Adapt it to the task: method probe, full or lora.",
+            )
         found = probabilities(model, split.texts[:rows])
         order = [model.labels.index(label) for label in self.task.label_names]
-        self.scores[name] = dict(score(split.labels[:rows], found[:, order]))
-        self.rows[name] = rows
+        seen = dict(score(split.labels[:rows], found[:, order]))
+        self.measured.append({"name": step.name, "model": name, "split": where, "rows": rows, "score": seen})
+        if where == "test":  # what an export certifies
+            self.scores[name], self.rows[name] = seen, rows
 
     def _export(self, step: Step) -> None:
         name = str(step.values["model"])
         made = self.steps[name]
         if name not in self.scores:
-            self._evaluate(Step(step.name, "evaluate", {"model": name}, step.line))
+            self._evaluate(Step(f"{step.name}.evaluate", "evaluate", {"model": name}, step.line))
         how = Made(str(made.values["method"]), dict(made.values.get("settings") or {}),
                    [(int(a), int(b)) for a, b in made.values.get("legs") or []], int(made.values.get("seed", 0)))  # fmt: skip
         figures = {"test": self.scores[name], "test_rows": self.rows[name], "latency_ms": None}
         with whole_folder(self.folder / step.name) as aside:
-            facts = write_certified(self.models.pop(name), aside, step.name, self._checkpoint(made), self.task, how, figures)
+            facts = write_certified(
+                self.models[name], aside, step.name, self._checkpoint(made), self.task, how, figures
+            )
         expected = step.values.get("weights_id")
         same = None if expected is None else facts["weights_id"] == expected
         self.found.append({"name": step.name, "path": str(self.folder / step.name), "same_weights": same,
                            "test": self.scores[name], **facts})  # fmt: skip
+
+
+def _plan(step: Step) -> Plan:
+    values = step.values
+    return Plan(str(values["method"]), dict(values.get("settings") or {}), dict(values.get("options") or {}),
+                int(values.get("seed", 0)))  # fmt: skip
+
+
+def _check_method(path: Path, step: Step) -> None:
+    if step.op != "adapt" or step.values["method"] in ("as-is", "probe"):
+        return
+    try:
+        _plan(step).tuning()
+    except MethodError as fault:
+        raise RecipeError(f"{path}, line {step.line}, step {step.name!r}: {fault.problem}", fault.remedy) from fault
 
 
 def replay(
@@ -137,13 +164,16 @@ def replay(
 
     Returns:
         `models`: a list of `name`, `path`, `same_weights`, `test`, `format`, `parameters`, `bytes`, `weights_id`, ...
+        `scores`: a list of `name` (of the step), `model`, `split`, `rows`, `score`
 
     Raises:
         RecipeError: The recipe cannot be read, the data or a checkpoint have changed, or `out` is not empty.
     """
     recipe = read_recipe(path)
-    if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"{out} is not empty.", "Give --out a new folder.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecipeError(f"{out} is not an empty folder.", "Give --out a new folder.")
+    for step in recipe.steps:
+        _check_method(path, step)
     given = dict(recipe.task)
     expected = given.pop("task_id", None)
     task = load_task(str(given.pop("reference")), **{key: value for key, value in given.items() if value is not None})
@@ -156,8 +186,11 @@ def replay(
     torch.set_num_threads(recipe.threads or threads)
     try:
         work = _Replay(task, out, device, store or Store(), progress)
-        for step in recipe.steps:
+        for number, step in enumerate(recipe.steps):
             work.run(step)
+            wanted = {later.values.get("model") for later in recipe.steps[number + 1 :]}
+            for name in set(work.models) - wanted:  # a model in memory at a time is enough
+                del work.models[name]
     finally:
         torch.set_num_threads(threads)
-    return {"models": work.found}
+    return {"models": work.found, "scores": work.measured}
