@@ -140,7 +140,7 @@ def test_a_read_only_store_can_be_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "mkdir", refuse(errno.EROFS))
     assert store.find("features", "k") == made
     assert store.make("features", "k", fill()) == made
-    with pytest.raises(StoreError, match="cannot be written.*REGRAFT_STORE"):
+    with pytest.raises(StoreError, match=r"cannot be written.*REGRAFT_STORE"):
         store.make("features", "other", fill())
 
 
@@ -163,7 +163,7 @@ def test_a_full_disk_is_an_error_in_words_and_leaves_nothing(fault: Exception, t
         raise fault
 
     store = Store(tmp_path)
-    with pytest.raises(StoreError, match="The disk is full.*regraft store gc"):
+    with pytest.raises(StoreError, match=r"The disk is full.*regraft store gc"):
         store.make("features", "k", write)
     assert "half" not in names(tmp_path)
 

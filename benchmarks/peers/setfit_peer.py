@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from common import Rows, minilm
 from datasets import Dataset
@@ -26,6 +27,7 @@ from peers.peer import Job, main
 SHOTS = 32
 BATCH = 16
 TIMED_ROWS = 256
+HEAD_CHUNK = 512
 # Seconds that logistic regression takes for ten thousand rows of 384 dimensions and 77 classes, measured generously.
 HEAD_S_PER_ROW = 8e-4
 
@@ -53,7 +55,7 @@ def learn(job: Job) -> tuple[Sequence[str], dict[str, Any]]:
     step_s = _step_s(body, job.train.texts)
 
     after_s = 1.1 * row_s * len(job.test.texts) + 3.0
-    rows = min(len(job.train.texts), int(job.left(after_s) / (1.1 * row_s + HEAD_S_PER_ROW)))
+    rows = max(0, min(len(job.train.texts), int(job.left(after_s) / (1.1 * row_s + HEAD_S_PER_ROW))))
     reserve_s = after_s + rows * (1.1 * row_s + HEAD_S_PER_ROW)
     steps = int(0.9 * job.left(reserve_s) / step_s)
     order = random.Random(job.seed).sample(range(len(job.train.texts)), len(job.train.texts))
@@ -68,11 +70,22 @@ def learn(job: Job) -> tuple[Sequence[str], dict[str, Any]]:
         trainer = Trainer(model, arguments, pairs, callbacks=[TimeLimit(job, reserve_s)])
         trainer.train_embeddings(few.texts, few.labels, args=arguments)
         done = trainer.st_trainer.state.global_step
-    head = order[: max(rows, 2 * len(model.labels))]
-    model.fit([job.train.texts[at] for at in head], [job.train.labels[at] for at in head], num_epochs=1)
+    head = _fit_head(job, model, order, after_s)
     predicted = model.predict(job.test.texts, show_progress_bar=False)
-    settings = {"shots": SHOTS, "batch": BATCH, "planned_steps": steps, "steps": done, "head_rows": len(head)}
+    settings = {"shots": SHOTS, "batch": BATCH, "planned_steps": steps, "steps": done, "head_rows": head}
     return [str(label) for label in predicted], settings
+
+
+def _fit_head(job: Job, model: Any, order: Sequence[int], after_s: float) -> int:
+    """What `SetFitModel.fit` does, on all rows or as many as there is time to embed; returns how many."""
+    embeddings: list[np.ndarray] = []
+    rows = 0
+    while rows < len(order) and (not rows or job.left(after_s + HEAD_S_PER_ROW * rows) > 0):
+        texts = [job.train.texts[at] for at in order[rows : rows + HEAD_CHUNK]]
+        embeddings.append(model.model_body.encode(texts, normalize_embeddings=model.normalize_embeddings))
+        rows += len(texts)
+    model.model_head.fit(np.concatenate(embeddings), [job.train.labels[at] for at in order[:rows]])
+    return rows
 
 
 def _few(train: Rows, order: Sequence[int]) -> Rows:

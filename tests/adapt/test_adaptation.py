@@ -205,11 +205,11 @@ def test_lora_merges_to_the_formula(make: Any, data: Data) -> None:
 
 
 def test_unknown_names_are_refused_in_words() -> None:
-    with pytest.raises(MethodError, match="takes no setting 'learning_rat'.*learning_rate"):
+    with pytest.raises(MethodError, match=r"takes no setting 'learning_rat'.*learning_rate"):
         Plan("full", {"learning_rat": 1.0}, {}).tuning()
-    with pytest.raises(MethodError, match="takes no option 'rnk'.*alpha, rank"):
+    with pytest.raises(MethodError, match=r"takes no option 'rnk'.*alpha, rank"):
         Plan("lora", {}, {"rnk": 4}).tuning()
-    with pytest.raises(MethodError, match="takes no option 'rank'.*none"):
+    with pytest.raises(MethodError, match=r"takes no option 'rank'.*none"):
         Plan("full", {}, {"rank": 4}).tuning()
     with pytest.raises(MethodError, match="takes no setting 'seed'"):
         Plan("full", {"seed": 3}, {}).tuning()
@@ -238,7 +238,7 @@ def test_settings_of_the_wrong_kind_are_refused_in_words(settings: dict[str, Any
 
 def test_options_of_the_wrong_kind_are_refused_in_words() -> None:
     for rank in (0, 2.5, "4"):
-        with pytest.raises(MethodError, match="rank is .*expected a whole number of at least 1"):
+        with pytest.raises(MethodError, match=r"rank is .*expected a whole number of at least 1"):
             Plan("lora", {}, {"rank": rank}).tuning()
 
 

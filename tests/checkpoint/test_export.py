@@ -114,7 +114,7 @@ def test_a_member_of_a_member(member: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_head(tiny_bert: Path) -> None:
-    with pytest.raises(CheckpointError, match="no classification head.*regraft adapt"):
+    with pytest.raises(CheckpointError, match=r"no classification head.*regraft adapt"):
         load_member(tiny_bert)
 
 

@@ -85,9 +85,7 @@ def run_code(text: str, folder: Path) -> dict[str, Any]:
     return names
 
 
-def test_the_code_of_a_card_runs(
-    tiny_bert: Path, tiny_classifier: Path, toy_task_files: Path, tmp_path: Path
-) -> None:
+def test_the_code_of_a_card_runs(tiny_bert: Path, tiny_classifier: Path, toy_task_files: Path, tmp_path: Path) -> None:
     task = load_task(str(toy_task_files))
     parent = open_checkpoint(str(tiny_bert))
     ours = TextClassifier(load_encoder(parent), load_tokenizer(parent), task.label_names, 64).eval()

@@ -78,11 +78,17 @@ def test_a_member_passes(fixture: str, view: str, task: Task, tmp_path: Path, re
 
 
 def test_a_stock_classifier_whose_labels_are_in_another_order_passes(
-    tiny_classifier: Path, task: Task, tmp_path: Path
+    tiny_classifier: Path, copy_of: Any, task: Task, tmp_path: Path
 ) -> None:
-    checkpoint = open_checkpoint(str(tiny_classifier))
-    assert checkpoint.labels != task.label_names
-    facts = certified(tmp_path / "member", tiny_classifier, task)
+    folder = copy_of(tiny_classifier)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.weight"].zero_()
+    tensors["classifier.bias"] = torch.tensor([0.0, 1.0, 0.0])  # the same answer to everything
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    labels = open_checkpoint(str(folder)).labels or ()
+    seen = [task.label_names[label] for label in task.test.labels[:7]]
+    assert seen.count(labels[1]) != seen.count(task.label_names[1])  # so that a mix-up would show
+    facts = certified(tmp_path / "member", folder, task, rows=7)
     assert facts["format"] == "transformers"
     assert outcomes(tmp_path / "member", task) == dict.fromkeys(ALL, "pass")
 
@@ -151,7 +157,13 @@ def test_another_head_fails_stock_and_test(member: Path, task: Task) -> None:
 
 def test_a_head_that_rounding_changed_still_passes_stock(member: Path) -> None:
     change_head(member, lambda tensor: tensor * (1 + 1e-6))
-    assert outcomes(member) == {"files": "fail", "stock": "pass", "parent": "pass", "size": "pass", "test": "cannot check"}
+    assert outcomes(member) == {
+        "files": "fail",
+        "stock": "pass",
+        "parent": "pass",
+        "size": "pass",
+        "test": "cannot check",
+    }
 
 
 def test_a_head_of_another_shape_fails(member: Path, task: Task) -> None:

@@ -63,9 +63,7 @@ def opened(folder: Path, fragment: str = "") -> Checkpoint:
 
 
 @pytest.mark.parametrize("fixture", ["tiny_bert", "tiny_gpt2"])
-def test_features_are_hidden_states_pooled_by_hand(
-    fixture: str, request: pytest.FixtureRequest, store: Store
-) -> None:
+def test_features_are_hidden_states_pooled_by_hand(fixture: str, request: pytest.FixtureRequest, store: Store) -> None:
     folder = request.getfixturevalue(fixture)
     found = extract(opened(folder), TEXTS, store=store)
     mean, first = by_hand(folder)
@@ -173,10 +171,10 @@ def damaged(tiny_bert: Path, copy_of: Any) -> Path:
 
 
 def test_what_is_not_finite_is_refused_and_not_kept(damaged: Path, store: Store) -> None:
-    with pytest.raises(NonFiniteError, match="damaged.*NaN or infinite features"):
+    with pytest.raises(NonFiniteError, match=r"damaged.*NaN or infinite features"):
         extract(opened(damaged), TEXTS, store=store)
     assert store.entries() == []
-    assert not [path for path in store.root.rglob("*.npy")]
+    assert not list(store.root.rglob("*.npy"))
 
 
 def test_one_that_fails_does_not_stop_the_others(damaged: Path, tiny_bert: Path, store: Store) -> None:

@@ -98,7 +98,7 @@ def test_a_killed_process_loses_nothing_that_was_logged(path: Path) -> None:
 
 def test_a_damaged_file_is_refused(path: Path, tmp_path: Path) -> None:
     path.write_bytes(b"no database at all, whatever its name says, and longer than a header" * 20)
-    with pytest.raises(RunError, match="cannot be read.*another --out"):
+    with pytest.raises(RunError, match=r"cannot be read.*another --out"):
         Ledger(path)
     with pytest.raises(RunError, match="cannot be read"):
         Ledger(tmp_path / "absent" / "ledger.sqlite")

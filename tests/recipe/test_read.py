@@ -61,7 +61,12 @@ REFUSED = [
     ("threads: 1", "threads: 0", 4, "threads of recipe is 0, expected a whole number of at least 1"),
     ("threads: 1", "threads: true", 4, "threads of recipe is True"),
     ("task: {reference: data,", "task: {", 3, "task lacks reference"),
-    ("task: {reference: data,", "task: {reference: data, txt_column: x,", 3, "task has no key 'txt_column'. Did you mean 'text_column'"),
+    (
+        "task: {reference: data,",
+        "task: {reference: data, txt_column: x,",
+        3,
+        "task has no key 'txt_column'. Did you mean 'text_column'",
+    ),
     ("task: {reference: data,", "task: {reference: [data],", 3, "expected a text"),
     ("seed: 0}", "seed: zero}", 3, "seed of task is 'zero', expected a whole number"),
     ("max_rows: null", "max_rows: -5", 3, "max_rows of task is -5"),
@@ -71,7 +76,12 @@ REFUSED = [
     ("tiny.features: {op: features, checkpoint: tiny}", "tiny.features: 3", 17, "step 'tiny.features' has the op 3"),
     ("    model: tiny-full.adapt\n", "    modle: tiny-full.adapt\n", 8, "no key 'modle'. Did you mean 'model'"),
     ("    model: tiny-full.adapt\n", "", 7, "step 'tiny-full' lacks model"),
-    ("    model: tiny-full.adapt\n", "    model: tiny-full.adpat\n", 6, "which is no step. Did you mean 'tiny-full.adapt'"),
+    (
+        "    model: tiny-full.adapt\n",
+        "    model: tiny-full.adpat\n",
+        6,
+        "which is no step. Did you mean 'tiny-full.adapt'",
+    ),
     ("    model: tiny-full.adapt\n", "    model: tiny.features\n", 6, "a step of features. Name a step of adapt"),
     ("    model: tiny-full.adapt\n", "    model: tiny-full\n", 6, "tiny-full -> tiny-full need each other"),
     ("    model: tiny-full.adapt\n", "    model: measured\n", 6, "a step of evaluate"),
@@ -121,7 +131,7 @@ def test_what_is_wrong_is_named_with_its_line(old: str, new: str, line: int, wor
 )
 def test_what_is_no_recipe_is_refused(content: str, words: str, path: Path) -> None:
     path.write_text(content)
-    with pytest.raises(RecipeError, match="recipe.yaml") as caught:
+    with pytest.raises(RecipeError, match=r"recipe.yaml") as caught:
         read_recipe(path)
     assert words in str(caught.value)
 
@@ -144,7 +154,7 @@ def test_a_longer_circle_is_found(path: Path) -> None:
         "regraft: 1\ntask: {reference: data}\nsteps:\n"
         "  a: {op: export, model: b}\n  b: {op: evaluate, model: c}\n  c: {op: export, model: a}\n"
     )
-    with pytest.raises(RecipeError, match="need each other. Break the circle"):
+    with pytest.raises(RecipeError, match=r"need each other. Break the circle"):
         read_recipe(path)
 
 

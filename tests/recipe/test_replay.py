@@ -115,13 +115,13 @@ def test_a_classifier_as_it_is(tiny_classifier: Path, content: Content, run: Run
 
 
 def test_scores_of_any_split_are_given_and_the_test_split_is_certified(content: Content, run: Run) -> None:
-    for step in ("full", "full.adapt"):
-        del content["steps"][step]
-    steps = content["steps"]
-    steps["twice"] = {"op": "export", "model": "probe.adapt"}
-    for split in ("train", "validation"):
+    steps = {name: content["steps"][name] for name in ("tiny.features", "probe.adapt")}
+    for split in ("train", "validation"):  # before the exports, which must not take these scores for theirs
         steps[f"on {split}"] = {"op": "evaluate", "model": "probe.adapt", "split": split, "rows": 20}
-    found = run(content)
+    for name in ("probe", "twice"):
+        steps[name] = {"op": "export", "model": "probe.adapt"}
+    found = run({**content, "steps": steps})
+    assert [one["name"] for one in found["scores"]] == ["on train", "on validation", "probe.evaluate"]
     scores = {one["name"]: one for one in found["scores"]}
     assert {name: (one["split"], one["rows"]) for name, one in scores.items()} == {
         "on train": ("train", 20), "on validation": ("validation", 20), "probe.evaluate": ("test", 30)
@@ -139,14 +139,14 @@ def test_other_data_are_refused(content: Content, run: Run, toy_task_files: Path
     with (folder / "train.csv").open("a") as file:
         file.write("a new cat,animals\n")
     content["task"]["reference"] = str(folder)
-    with pytest.raises(RecipeError, match="the data have changed.*remove task_id"):
+    with pytest.raises(RecipeError, match=r"the data have changed.*remove task_id"):
         run(content)
     assert not (tmp_path / "out").exists()
 
 
 def test_another_checkpoint_is_refused(content: Content, run: Run, tiny_bert: Path) -> None:
     content["steps"]["tiny.features"]["checkpoint"] = content["steps"]["probe.adapt"]["checkpoint"] = str(tiny_bert)
-    with pytest.raises(RecipeError, match="Step 'tiny.features' .line.*it is .* now.*remove checkpoint_id"):
+    with pytest.raises(RecipeError, match=r"Step 'tiny.features' .line.*it is .* now.*remove checkpoint_id"):
         run(content)
 
 
@@ -166,10 +166,10 @@ def test_a_model_without_the_tasks_labels_is_refused(
 
 def test_unknown_methods_and_settings_are_refused(content: Content, run: Run, tmp_path: Path) -> None:
     content["steps"]["full.adapt"]["method"] = "ful"
-    with pytest.raises(RecipeError, match="line .*step 'full.adapt'.*Did you mean full"):
+    with pytest.raises(RecipeError, match=r"line .*step 'full.adapt'.*Did you mean full"):
         run(content)
     content["steps"]["full.adapt"] |= {"method": "full", "settings": {"learning_rat": 1.0}}
-    with pytest.raises(RecipeError, match="line .*takes no setting 'learning_rat'"):
+    with pytest.raises(RecipeError, match=r"line .*takes no setting 'learning_rat'"):
         run(content)
     assert not (tmp_path / "out").exists()  # found before anything was computed
 

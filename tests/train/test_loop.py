@@ -194,7 +194,14 @@ def test_training_learns_and_the_model_holds_the_average(data: Data) -> None:
 def test_only_what_requires_a_gradient_changes(data: Data) -> None:
     model, untouched = toy(), toy()
     state = train_leg(model, data, SETTINGS, begin(model), Leg(5))
-    assert set(state.model) == {"layer.weight", "layer.bias", "unused.weight", "unused.bias", "head.weight", "head.bias"}
+    assert set(state.model) == {
+        "layer.weight",
+        "layer.bias",
+        "unused.weight",
+        "unused.bias",
+        "head.weight",
+        "head.bias",
+    }
     for name, value in model.named_parameters():
         if name.startswith(("embed", "unused")):
             assert torch.equal(value, untouched.get_parameter(name)), name
@@ -217,7 +224,7 @@ def test_a_state_survives_the_disk(data: Data, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops(data: Data) -> None:
     model = toy()
-    with pytest.raises(NonFiniteError, match="loss of .* at step .*Lower the learning rate"):
+    with pytest.raises(NonFiniteError, match=r"loss of .* at step .*Lower the learning rate"):
         train_leg(model, data, replace(SETTINGS, learning_rate=1e38, clip=1e38), begin(model), Leg(50))
     with torch.no_grad():
         model.embed.weight[:] = float("nan")
@@ -251,5 +258,7 @@ def test_batches_go_on_over_the_end_of_an_epoch(data: Data) -> None:
     assert per_epoch == 6
     stream = data.batches(SETTINGS, 4)
     seen = [next(stream) for _ in range(5)]
-    epochs = [rows for epoch in (0, 1) for rows in epoch_batches(data.tokens.lengths, SETTINGS.batch, SETTINGS.seed, epoch)]
+    epochs = [
+        rows for epoch in (0, 1) for rows in epoch_batches(data.tokens.lengths, SETTINGS.batch, SETTINGS.seed, epoch)
+    ]
     assert all(np.array_equal(one, other) for one, other in zip(seen, epochs[4:9], strict=True))

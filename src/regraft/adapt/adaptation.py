@@ -57,7 +57,9 @@ def _check_number(name: str, value: Any, default: bool | int | float, least: int
     """Refuse a value of another kind than the default's, or below `least`."""
     kind = bool if isinstance(default, bool) else int if isinstance(default, int) else (int, float)
     if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, kind) or not value >= least:
-        words = {bool: "true or false", int: f"a whole number of at least {least}"}.get(type(default), "a positive number")
+        words = {bool: "true or false", int: f"a whole number of at least {least}"}.get(
+            type(default), "a positive number"
+        )
         raise MethodError(f"{name} is {value!r}, expected {words}.", "Correct it.")
 
 

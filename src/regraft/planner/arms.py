@@ -79,7 +79,9 @@ class Trainer:
             data, _ = self.data(arm)
             found = {}
             for name, bfloat16 in (("float32", False), ("bfloat16", True)):
-                found[name] = seconds_a_step(adaptation.classifier, data, replace(adaptation.settings, bfloat16=bfloat16))
+                found[name] = seconds_a_step(
+                    adaptation.classifier, data, replace(adaptation.settings, bfloat16=bfloat16)
+                )
             return found
 
         found: dict[str, float] = self._job.run.ledger.once(f"step/{arm.checkpoint.name}", measure)

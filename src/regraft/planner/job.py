@@ -74,6 +74,7 @@ class Job:
     features: dict[str, Features] = field(default_factory=dict)
     # Seconds a text takes in a forward pass, by checkpoint: measured once, what every prediction of cost stands on.
     pace: dict[str, float] = field(default_factory=dict)
+    rank_random: bool = True
     rank_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     rest_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     reserve_s: float = 0.0

@@ -27,12 +27,12 @@ from regraft.planner.arms import Trainer
 from regraft.planner.choose import choose_family, measure_speeds, reserve
 from regraft.planner.family import Family
 from regraft.planner.halving import train_best
+from regraft.planner.heads import fit_heads, fit_scratch
 from regraft.planner.job import Job
 from regraft.planner.members import make_members, test_baselines
 from regraft.planner.run import Run
 from regraft.planner.survey import (
     choose_rows,
-    fit_heads,
     measure_as_is,
     measure_baselines,
     measure_pace,
@@ -133,6 +133,7 @@ def work(job: Job, arguments: dict[str, Any]) -> dict[str, Any]:
         choose_rows(job)
         rank_checkpoints(job)
         fit_heads(job)
+        fit_scratch(job)
         train_best(job, trainer)
     elif job.zoo.checkpoints:
         job.note("too little time", "stop after the baselines", "the budget leaves no time to open a checkpoint")

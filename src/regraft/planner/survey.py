@@ -1,4 +1,4 @@
-"""The cheap half of the main job: baselines, models as they are, pace, features, ranking, probe heads."""
+"""The survey: baselines, models as they are, how fast each encoder is here, features and the ranking."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from regraft import faults, methods
-from regraft.adapt import VIEWS, Head, View, classifier_from, load_head, probe, save_head
+from regraft.adapt import Head, classifier_from
 from regraft.checkpoint import Checkpoint
-from regraft.checkpoint.classifier import probabilities, softmax
+from regraft.checkpoint.classifier import probabilities
 from regraft.checkpoint.export import load_classifier
 from regraft.errors import RegraftError
 from regraft.evaluate import measure_latency, measure_throughput, score
-from regraft.features import Features, Joined, extract_all, shared_passes
+from regraft.features import extract_all, shared_passes
 from regraft.planner.job import Candidate, Job
 from regraft.rank import rank
 from regraft.task import Split
@@ -22,7 +22,12 @@ from regraft.task.rows import spread_rows
 
 # Shares of the budget; what they buy was measured on banking77, hwu64 and snips (docs/diary.md).
 RANK_SHARE = 0.10
-FEATURE_SHARE = 0.60
+BASELINE_SHARE = 0.10
+# What TF-IDF with logistic regression takes for a row and a class.
+BASELINE_SECONDS = 7e-6
+# Random weights are worth this share; beyond it they are only measured on a few texts.
+SCRATCH_SHARE = 0.03
+SCRATCH_ROWS = 200
 RANK_ROWS = 2000
 FEWEST_ROWS = 100
 PACE_TEXTS = 64
@@ -65,12 +70,12 @@ def baseline_probabilities(job: Job, name: str, texts: list[str]) -> np.ndarray:
 
 
 def _baseline_rows(job: Job) -> np.ndarray:
-    """All training rows, or as many as a short budget allows (TF-IDF takes about 1 s for 2,000 rows and 77 classes)."""
+    """All training rows, or as many as a short budget allows."""
     rows = len(job.task.train)
     if job.budget.seconds is None:
         return np.arange(rows)
-    most = int(max(500, 4e5 * job.budget.seconds * 0.3 / max(job.classes, 10) / 100))
-    return np.arange(rows) if rows <= most else spread_rows(job.task.train.labels, most)
+    most = int(max(500, BASELINE_SHARE * job.budget.seconds / (BASELINE_SECONDS * max(job.classes, 10))))
+    return spread_rows(job.task.train.labels, min(rows, most))
 
 
 def measure_as_is(job: Job) -> None:
@@ -132,17 +137,31 @@ def _pace(job: Job, checkpoint: Checkpoint, texts: list[str]) -> dict[str, float
 
 
 def choose_rows(job: Job) -> None:
-    """How many training rows every checkpoint is ranked on, so that ranking takes its share of the budget."""
-    labels = job.task.train.labels
-    a_row = sum(job.pace[group[0].name] for group in shared_passes(job.zoo.checkpoints).values())
+    """How many training rows every checkpoint is ranked on, and whether random weights are ranked with the others."""
+    labels, validation = job.task.train.labels, len(job.task.validation)
+    budget = job.budget.seconds or 0.0
+
+    def ranks_random() -> tuple[bool, str]:
+        cost = sum(job.pace[one.name] for one in job.zoo.checkpoints if one.random is not None) * (
+            RANK_ROWS + validation
+        )
+        if not job.timed or cost <= SCRATCH_SHARE * budget:
+            return True, "it is cheap"
+        return (
+            False,
+            f"{cost:.0f} s would be more than {SCRATCH_SHARE:.0%} of the budget; a few texts are enough to compare",
+        )
+
+    job.rank_random = job.decide("rank random", "rank random weights with the others", ranks_random)
+    a_row = sum(job.pace[group[0].name] for group in shared_passes(contenders(job)).values())
 
     def choose() -> tuple[int, str]:
         most = min(RANK_ROWS, len(labels))
         if not job.timed:
             return most, "the most that ranking uses"
-        share = min(RANK_SHARE * (job.budget.seconds or 0.0), 0.5 * job.free_s())
-        rows = int(min(most, share / max(a_row, 1e-9) - len(job.task.validation)))
-        rows = max(rows, min(most, FEWEST_ROWS)) if job.affords(a_row * (FEWEST_ROWS + len(job.task.validation))) else 0
+        share = min(RANK_SHARE * budget, 0.5 * job.free_s())
+        rows = int(min(most, share / max(a_row, 1e-9) - validation))
+        rows = max(rows, min(most, FEWEST_ROWS)) if job.affords(a_row * (FEWEST_ROWS + validation)) else 0
         return rows, f"{share:.0f} s for all encoders together, {1000 * a_row:.1f} ms a text"
 
     rows = job.decide("rank rows", "training rows that checkpoints are ranked on", choose)
@@ -150,18 +169,26 @@ def choose_rows(job: Job) -> None:
     job.rest_rows = np.setdiff1d(np.arange(len(labels)), job.rank_rows)
 
 
+def contenders(job: Job) -> list[Checkpoint]:
+    """The checkpoints that are ranked."""
+    return [one for one in job.zoo.checkpoints if one.random is None or job.rank_random]
+
+
 def rank_checkpoints(job: Job) -> None:
-    """Features of validation and ranking rows for every checkpoint, then the ranking."""
+    """Features of validation and ranking rows for every contender, then the ranking."""
     if not len(job.rank_rows):
         return
     failed: dict[str, Exception] = {}
+    job.progress.say(f"Features of {len(contenders(job))} checkpoints on {len(job.rank_rows):,} training texts")
     texts = [job.task.train.texts[row] for row in job.rank_rows] + job.task.validation.texts
-    job.features = extract_all(job.zoo.checkpoints, texts, failed=failed, store=job.store, device=job.device,
+    job.features = extract_all(contenders(job), texts, failed=failed, store=job.store, device=job.device,
                                dtype=job.dtype, progress=job.progress)  # fmt: skip
     for checkpoint in list(job.zoo.checkpoints):
         if checkpoint.name in failed:
             job.leave_out(checkpoint.reference, failed[checkpoint.name])
             job.zoo.checkpoints.remove(checkpoint)
+    if not job.features:
+        return
     chosen = np.arange(len(job.rank_rows))
 
     def measure() -> dict[str, Any]:
@@ -178,94 +205,6 @@ def rank_checkpoints(job: Job) -> None:
 
     job.ranking = job.timed_once("ranking", measure)["ranking"]
     faults.point("ranked")
-
-
-def ranked(job: Job) -> list[Checkpoint]:
-    """Checkpoints with features, the best first."""
-    by_name = {checkpoint.name: checkpoint for checkpoint in job.zoo.checkpoints}
-    return [by_name[one["checkpoint"]] for one in job.ranking if one["checkpoint"] in by_name]
-
-
-def fit_heads(job: Job) -> None:
-    """Probe heads: on all the rows that the budget allows for the leading encoder, on the ranking rows for the others."""
-    order = ranked(job)
-    if not order:
-        return
-    leader = order[0]
-    passes = shared_passes(job.zoo.checkpoints)
-    leading = next(group for group in passes.values() if leader in group)
-    rest, rest_rows = _rest_features(job, leading)
-    for checkpoint in order:
-        more = rest.get(checkpoint.name)
-        for view in VIEWS:
-            if view == "mean" and job.timed and not _worth_mean(job, checkpoint):
-                continue
-            _fit_head(job, checkpoint, view, more, rest_rows, first=checkpoint is leader and view == "last")
-
-
-def _rest_features(job: Job, group: list[Checkpoint]) -> tuple[dict[str, Features], np.ndarray]:
-    whole = group[0]
-
-    def choose() -> tuple[int, str]:
-        if not job.timed:
-            return len(job.rest_rows), "all of them"
-        rows = int(min(len(job.rest_rows), FEATURE_SHARE * job.free_s() / max(job.pace[whole.name] * 1.1, 1e-9)))
-        return rows, f"{1000 * job.pace[whole.name]:.1f} ms a text, {job.free_s():.0f} s free"
-
-    count = job.decide("rest rows", f"further training rows whose features {whole.name} computes", choose)
-    if not count:
-        return {}, np.zeros(0, np.int64)
-    rows = job.rest_rows[spread_rows(job.task.train.labels[job.rest_rows], count)]
-    texts = [job.task.train.texts[row] for row in rows]
-    return extract_all(group, texts, store=job.store, device=job.device, dtype=job.dtype, progress=job.progress), rows
-
-
-def _worth_mean(job: Job, checkpoint: Checkpoint) -> bool:
-    """The layer mean costs one more fit; its cross-validated score tells beforehand whether it can win."""
-    scores = next(one["scores"] for one in job.ranking if one["checkpoint"] == checkpoint.name)
-    return bool(scores.get("probe_mean", 0.0) >= scores.get("probe_last", 1.0))
-
-
-def _fit_head(
-    job: Job, checkpoint: Checkpoint, view: View, more: Features | None, more_rows: np.ndarray, *, first: bool
-) -> None:
-    name = f"{checkpoint.name}-probe" + ("" if view == "last" else f"-{view}")
-    folder = job.trial_folder(name) / "head"
-    found = job.features[checkpoint.name]
-    at = np.arange(len(job.rank_rows))
-    of_validation = np.arange(len(at), len(at) + len(job.task.validation))
-
-    def measure() -> dict[str, Any]:
-        rows = job.rank_rows if more is None else np.concatenate([job.rank_rows, more_rows])
-        views = found.rows(at) if more is None else Joined(found.rows(at), more)
-        # The first head is what the answer rests on when all else fails: it may use what is left, the others a share.
-        deadline = job.deadline.part(job.free_s() * (0.8 if first else 0.25)) if job.timed else None
-        head = probe(views, job.task.train.labels[rows], job.classes, view=view, seed=job.seed, deadline=deadline)
-        save_head(head, folder)
-        return {"rows": len(rows), "l2": head.l2, "iterations": head.iterations, **_head_score(job, head, found.rows(of_validation))}
-
-    if job.run.ledger.look(f"head/{name}")[0] and not folder.is_dir():
-        # The ledger knows the score, the disk lost the head: fitting is deterministic, so it comes back the same.
-        measure()
-    elif not job.run.ledger.look(f"head/{name}")[0] and not _may_fit(job, first):
-        return
-    job.progress.say(f"Probe head {name}")
-    entry = job.timed_once(f"head/{name}", measure)
-    job.candidates[name] = Candidate(
-        name, checkpoint, "probe", head=load_head(folder), validation=entry["validation"], seconds=entry["seconds"],
-        curve=[[entry["seconds"], entry["validation"]["accuracy"]]],
-    )  # fmt: skip
-
-
-def _may_fit(job: Job, first: bool) -> bool:
-    if not job.timed:
-        return len(job.candidates) < max(1, (job.budget.trials or 1) // 2)
-    longest = max((one.seconds for one in job.candidates.values() if one.method == "probe"), default=2.0)
-    return job.affords(1.0 if first else 1.3 * longest)
-
-
-def _head_score(job: Job, head: Head, features: Any) -> dict[str, Any]:
-    return {"validation": dict(score(job.task.validation.labels, softmax(head.logits(features)), job.seed))}
 
 
 def measure_speed(job: Job, checkpoint: Checkpoint, classifier: Any, split: Split) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class _Replay:
             self.models[step.name] = classifier_from(checkpoint, self.task.label_names, head, device=self.device)
             return
         adaptation = Adaptation(
-            checkpoint, self.task.label_names, head, plan, self.folder / f".{step.name}", device=self.device
+            checkpoint, self.task.label_names, head, _plan(step), self.folder / f".{step.name}", device=self.device
         )
         tokens = tokenize(load_tokenizer(checkpoint), self.task.train.texts, max_length(checkpoint))
         data = Data(tokens, self.task.train.labels)
@@ -101,8 +102,7 @@ class _Replay:
                 adaptation.train(data, Leg(int(steps), int(decay)), progress=self.progress)
             adaptation.forget_before(number + 1)
         self.models[step.name] = adaptation.finished()
-        adaptation.forget_before(2**31)
-        adaptation.folder.rmdir() if adaptation.folder.is_dir() else None
+        shutil.rmtree(adaptation.folder, ignore_errors=True)
 
     def _evaluate(self, step: Step) -> None:
         where, name = str(step.values.get("split", "test")), str(step.values["model"])

@@ -27,6 +27,7 @@ CHOICE_ITERATIONS = 40
 # A step that lowers the loss by less than this share, or a gradient below this, ends the iteration.
 CHANGE = 1e-5
 GRADIENT = 1e-5
+ABSENT = -30.0
 HELD_OUT = 0.15
 # Choosing the strength needs no more rows than this; the final fit uses all of them.
 CHOICE_ROWS = 5000
@@ -80,7 +81,7 @@ def fit_logistic(
         raise NonFiniteError("The features hold NaN or infinite values.", "Leave that checkpoint out.")
     mean = given.mean(axis=0, dtype=np.float64)
     std = given.std(axis=0, dtype=np.float64)
-    std[std < 1e-8] = 1.0
+    std[std <= 1e-7 * np.abs(mean)] = 1.0  # constant, as far as fp32 can tell
     z = ((given - mean) / std).astype(np.float32)
     if l2 is None:
         part = deadline.part(0.6 * deadline.left()) if deadline is not None else None
@@ -129,37 +130,44 @@ def _minimise(
     import torch
 
     count, width = z.shape
-    x, y = torch.from_numpy(z), torch.from_numpy(np.ascontiguousarray(labels))
+    present, inverse = np.unique(labels, return_inverse=True)
+    x, y = torch.from_numpy(z), torch.from_numpy(inverse.astype(np.int64))
     begin = np.zeros((n_classes, width + 1), dtype=np.float32) if start is None else start
-    weight = torch.from_numpy(np.ascontiguousarray(begin[:, :-1]))
-    bias = torch.from_numpy(np.ascontiguousarray(begin[:, -1]))
+    weight = torch.from_numpy(np.ascontiguousarray(begin[present, :-1]))
+    bias = torch.from_numpy(np.ascontiguousarray(begin[present, -1]))
     solver = torch.optim.LBFGS(
         [weight, bias], max_iter=1, max_eval=20, history_size=10, tolerance_grad=GRADIENT, tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
+    rows, at = torch.arange(count), weight.new_full((1,), torch.nan)
+    loss = weight.new_zeros(())
 
     def loss_and_gradient() -> torch.Tensor:
+        # A step of one iteration asks first for the point where the last one ended: that is known, and half of the work.
+        nonlocal at, loss
+        asked = torch.cat([weight.ravel(), bias])
+        if torch.equal(asked, at):
+            return loss
         # By hand: autograd would keep the logits and their logarithms, and take twice as long.
-        logits = torch.addmm(bias, x, weight.T)
-        loss = torch.nn.functional.cross_entropy(logits, y) + 0.5 * l2 * weight.square().sum()
-        logits = torch.softmax(logits, dim=1)
-        logits[torch.arange(count), y] -= 1.0
-        weight.grad = (logits.T @ x).div_(count).add_(weight, alpha=l2)
-        bias.grad = logits.mean(dim=0)
+        logs = torch.addmm(bias, x, weight.T).log_softmax(dim=1)
+        at, loss = asked, 0.5 * l2 * weight.square().sum() - logs[rows, y].mean()
+        logs.exp_()[rows, y] -= 1.0
+        weight.grad = (logs.T @ x).div_(count).add_(weight, alpha=l2)
+        bias.grad = logs.mean(dim=0)
         return loss
 
     made, before = 0, float("inf")
     with torch.no_grad():
         while made < max_iter and (deadline is None or deadline.left() > 0 or made == 0):
-            value = float(solver.step(loss_and_gradient))
-            made += 1  # the last one counts too: a replay makes exactly as many
+            solver.step(loss_and_gradient)
+            made, value = made + 1, float(loss)
             if not before - value > CHANGE * abs(value):
                 break
             before = value
-    theta = np.concatenate([weight.numpy(), bias.numpy()[:, None]], axis=1)
-    absent = np.setdiff1d(np.arange(n_classes), labels)
     # Without examples the likelihood pushes a bias down for ever; a fixed floor keeps softmax finite and the class away.
-    theta[absent, :-1], theta[absent, -1] = 0.0, -30.0
+    theta = np.zeros((n_classes, width + 1), dtype=np.float32)
+    theta[:, -1] = ABSENT
+    theta[present] = torch.cat([weight, bias[:, None]], dim=1).numpy()
     return theta, made
 
 
