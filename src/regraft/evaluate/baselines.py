@@ -82,7 +82,9 @@ class Tfidf:
 @method(
     "baseline",
     "majority",
-    source=Source("Scikit-learn developers", 2011, "1201.0490", "Scikit-learn: machine learning in Python (DummyClassifier)"),
+    source=Source(
+        "Scikit-learn developers", 2011, "1201.0490", "Scikit-learn: machine learning in Python (DummyClassifier)"
+    ),
     claim="what guessing the most frequent class reaches; anything useful is above it",
     needs=("labels",),
 )
@@ -120,7 +122,9 @@ def tfidf(texts: Sequence[str], labels: NDArray[np.int64], n_classes: int, *, re
 
     if not any(text.strip() for text in texts):
         raise TaskError(f"All {len(texts)} texts are empty.", "Check which column holds the text.")
-    vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]", dtype=np.float32)
+    vectoriser = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]", dtype=np.float32
+    )
     matrix = vectoriser.fit_transform(list(texts))
     present = np.unique(labels)
     weight = np.zeros((matrix.shape[1], n_classes), dtype=np.float32)

@@ -192,9 +192,7 @@ def paired_difference(
     a, b = a.taken(order), b.taken(order)
     everything = np.arange(len(a.cell))[None]
     difference = float(a.measure(everything)[metric][0] - b.measure(everything)[metric][0])
-    spread = [
-        a.measure(draws)[metric] - b.measure(draws)[metric] for draws in _resamples(len(a.cell), seed, resamples)
-    ]
+    spread = [a.measure(draws)[metric] - b.measure(draws)[metric] for draws in _resamples(len(a.cell), seed, resamples)]
     return (difference, *_percentiles(np.concatenate(spread), level))
 
 

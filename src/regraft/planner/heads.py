@@ -13,7 +13,7 @@ from regraft.errors import RegraftError
 from regraft.evaluate import score
 from regraft.features import Features, Joined, extract, shared_passes
 from regraft.planner.job import Candidate, Job
-from regraft.planner.survey import SCRATCH_ROWS, contenders
+from regraft.planner.survey import SCRATCH_ROWS, contenders, correct_pace
 from regraft.task.rows import spread_rows
 
 # Of what is free, the most that features of the remaining training rows may take: a head on all rows beats a fine-tune on
@@ -76,6 +76,7 @@ def _rest_features(job: Job, group: list[Checkpoint]) -> tuple[dict[str, Feature
     job.progress.say(f"Features of {whole.name} on {len(texts):,} more training texts")
     options: dict[str, Any] = {"store": job.store, "device": job.device, "dtype": job.dtype, "progress": job.progress}
     whole_features = extract(whole, texts, **options)
+    correct_pace(job, whole, whole_features.seconds, len(texts))
     # That the group shares its pass was checked when it was ranked.
     shared = {one.name: whole_features.leading(one.num_layers) for one in group if one is not whole}
     return {whole.name: whole_features, **shared}, rows

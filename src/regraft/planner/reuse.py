@@ -132,8 +132,10 @@ def work(job: Job, arguments: dict[str, Any]) -> dict[str, Any]:
         measure_as_is(job)
         choose_rows(job)
         rank_checkpoints(job)
+        reserve(job)
         fit_heads(job)
         fit_scratch(job)
+        reserve(job)
         train_best(job, trainer)
     elif job.zoo.checkpoints:
         job.note("too little time", "stop after the baselines", "the budget leaves no time to open a checkpoint")

@@ -19,7 +19,12 @@ SECTIONS = 35
 @method(
     "rank",
     "logme",
-    source=Source("You, Liu, Wang & Long", 2021, "2102.11005", "LogME: practical assessment of pre-trained models for transfer learning"),
+    source=Source(
+        "You, Liu, Wang & Long",
+        2021,
+        "2102.11005",
+        "LogME: practical assessment of pre-trained models for transfer learning",
+    ),
     claim="the evidence of a linear model on frozen features predicts the accuracy after fine-tuning",
     needs=("features", "labels"),
     invariances=("rotation", "scaling", "zero columns", "label permutation", "row permutation"),

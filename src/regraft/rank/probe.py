@@ -20,7 +20,9 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 @method(
     "rank",
     "linear_probe",
-    source=Source("Alain & Bengio", 2016, "1610.01644", "Understanding intermediate layers using linear classifier probes"),
+    source=Source(
+        "Alain & Bengio", 2016, "1610.01644", "Understanding intermediate layers using linear classifier probes"
+    ),
     claim="the accuracy of a linear classifier on frozen features ranks models by what a fine-tune reaches",
     needs=("features", "labels"),
     invariances=("rotation", "scaling", "zero columns", "label permutation", "row permutation"),

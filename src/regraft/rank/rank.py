@@ -26,13 +26,13 @@ class FeatureView(Protocol):
     """Features of N examples, fp32: mean-pooled last layer [N, D], mean over layers [N, D], all layers [N, (L+1) D]."""
 
     @property
-    def last(self) -> NDArray[np.float32]: ...  # noqa: D102
+    def last(self) -> NDArray[np.float32]: ...
 
     @property
-    def mean(self) -> NDArray[np.float32]: ...  # noqa: D102
+    def mean(self) -> NDArray[np.float32]: ...
 
     @property
-    def all(self) -> NDArray[np.float32]: ...  # noqa: D102
+    def all(self) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)

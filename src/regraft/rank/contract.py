@@ -1,0 +1,133 @@
+"""What a ranking method promises, as checks that anyone can run: `check(methods.get("rank", "mine"))`.
+
+Every method gives the same finite number twice, and more for features that hold the classes than for noise. Each invariance
+that it declares is checked on examples with more rows than columns, and with fewer. A method that does not declare one may
+still have it; nothing is checked then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.errors import MethodError
+from regraft.methods import Method
+from regraft.randomness import generator, permutation
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Change = Callable[[Floats, Labels], tuple[Floats, Labels]]
+
+# Scores agree to this absolute difference: one rounding error of the features must not decide.
+TOLERANCE = 1e-6
+CLASSES = 4
+# Rows and columns of the examples, both more and fewer rows than columns.
+SHAPES = ((80, 12), (40, 90))
+
+
+def check(method: Method) -> None:
+    """Hold a method to everything it declares.
+
+    Raises:
+        MethodError: The first promise that it breaks, in words with the numbers.
+    """
+    unknown = method.invariances - INVARIANCES.keys()
+    if unknown:
+        raise MethodError(
+            f"{method.name} declares {', '.join(sorted(unknown))}, which no check knows.",
+            f"Declare words of {', '.join(INVARIANCES)}.",
+        )
+    check_deterministic(method)
+    check_separable(method)
+    for name in INVARIANCES:
+        if name in method.invariances:
+            check_invariance(method, name)
+
+
+def check_deterministic(method: Method) -> None:
+    """The same number twice, finite, with the inputs untouched."""
+    features, labels = example(*SHAPES[0])
+    kept = features.copy(), labels.copy()
+    first, second = method(features, labels, seed=0), method(features, labels, seed=0)
+    if not (np.isfinite(first) and first == second):
+        raise MethodError(f"{method.name} gives {first!r}, then {second!r} on the same features.", "Seed it.")
+    if not (np.array_equal(kept[0], features) and np.array_equal(kept[1], labels)):
+        raise MethodError(f"{method.name} changes the features or labels that it is given.", "Work on a copy.")
+
+
+def check_separable(method: Method) -> None:
+    """Features that hold the classes score higher than features that do not."""
+    for shape in SHAPES:
+        good, labels = example(*shape, signal=4.0)
+        noise, _ = example(*shape, signal=0.0)
+        high, low = method(good, labels, seed=0), method(noise, labels, seed=0)
+        if not high > low:
+            raise MethodError(f"{method.name} gives separable features {shape} {high:.6f}, and noise {low:.6f}.")
+
+
+def check_invariance(method: Method, name: str) -> None:
+    """One declared invariance, on every example."""
+    for shape in SHAPES:
+        before, after = scores(method, name, shape)
+        if not abs(before - after) <= TOLERANCE:
+            raise MethodError(
+                f"{method.name} declares {name}, but moves from {before:.9f} to {after:.9f} on features {shape}.",
+                "Correct the method, or do not declare it.",
+            )
+
+
+def scores(method: Method, name: str, shape: tuple[int, int]) -> tuple[float, float]:
+    """The score of an example before and after the change that an invariance is about."""
+    features, labels = example(*shape)
+    return float(method(features, labels, seed=0)), float(method(*INVARIANCES[name](features, labels), seed=0))
+
+
+def example(rows: int, columns: int, signal: float = 1.0) -> tuple[Floats, Labels]:
+    """Gaussian features [rows, columns] whose first columns hold the classes with a strength, and labels [rows].
+
+    The columns differ in scale and have means, so that a change that should not matter has something to disturb.
+    """
+    draw = generator(0, "rank contract", rows, columns)
+    labels = np.arange(rows) % CLASSES
+    features = draw.standard_normal((rows, columns))
+    features[:, :CLASSES] += signal * np.eye(CLASSES)[labels]
+    return features * np.linspace(0.5, 2.0, columns) + 0.3, labels
+
+
+def rotated(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """Another orthogonal basis of the feature space (reflections included)."""
+    width = features.shape[1]
+    basis, _ = np.linalg.qr(generator(0, "rotation", width).standard_normal((width, width)))
+    return features @ basis, labels
+
+
+def scaled(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """All features times one number."""
+    return 37.0 * features, labels
+
+
+def padded(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """A thousand columns of zeros at the end: the case that common copies of LogME get wrong."""
+    return np.concatenate([features, np.zeros((len(features), 1000))], axis=1), labels
+
+
+def relabelled(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """Other numbers for the same classes."""
+    return features, np.roll(np.arange(CLASSES), 1)[labels]
+
+
+def reordered(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """The same examples in another order."""
+    order = permutation(len(labels), 0, "rows")
+    return features[order], labels[order]
+
+
+INVARIANCES: dict[str, Change] = {
+    "rotation": rotated,
+    "scaling": scaled,
+    "zero columns": padded,
+    "label permutation": relabelled,
+    "row permutation": reordered,
+}
