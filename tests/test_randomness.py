@@ -9,7 +9,6 @@ import pytest
 
 from regraft.randomness import generator, integers, permutation, raw_bits, seed_of
 
-
 PINNED = [405093935004548480, 6065070088900034752, 781206283978428103]
 PINNED_INTEGERS = [2, 32, 4, 91, 55, 3]
 PINNED_ORDER = [0, 5, 2, 1, 4, 3]

@@ -83,18 +83,25 @@ def method(
         MethodError: The name is taken by another function, or `needs` has an unknown word.
     """
 
+    wanted, kept = frozenset(needs), frozenset(invariances)
+
     def register(function: Function) -> Function:
-        unknown = set(needs) - NEEDS
+        unknown = wanted - NEEDS
         if unknown:
             raise MethodError(f"Method {name!r} needs {sorted(unknown)}, expected words of {sorted(NEEDS)}.")
         key = (capability, name)
         taken = _registry.get(key)
-        if taken is not None and taken.function.__qualname__ != function.__qualname__:
+        if taken is not None and _address(taken.function) != _address(function):
             raise MethodError(f"{capability} already has a method {name!r} ({taken.function.__module__}).")
-        _registry[key] = Method(capability, name, function, source, claim, frozenset(needs), frozenset(invariances))
+        _registry[key] = Method(capability, name, function, source, claim, wanted, kept)
         return function
 
     return register
+
+
+def _address(function: Callable[..., Any]) -> tuple[str, str]:
+    """Where a function is defined: the same again when its module is imported again."""
+    return function.__module__, function.__qualname__
 
 
 def get(capability: str, name: str) -> Method:

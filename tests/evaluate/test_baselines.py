@@ -77,7 +77,7 @@ def test_the_majority_is_the_frequencies() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_tfidf_beats_the_majority_where_words_tell(classes: int) -> None:
-    texts, labels = toy(60, seed=2, classes=classes)
+    texts, labels = toy(150, seed=2, classes=classes)
     unseen, wanted = toy(60, seed=3, classes=classes)
     words = metrics(wanted, tfidf(texts, labels, classes).predict(unseen))
     guess = metrics(wanted, majority(texts, labels, classes).predict(unseen))

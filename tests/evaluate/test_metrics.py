@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_the_order_of_the_examples_changes_no_interval() -> None:
 def test_intervals_in_blocks_of_bounded_memory_cover_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, probabilities = predictions(100, 3, seed=2)
     whole = bootstrap_intervals(labels, probabilities)
-    monkeypatch.setattr("regraft.evaluate.metrics._DRAWS_AT_ONCE", 1500)
+    monkeypatch.setattr(sys.modules["regraft.evaluate.metrics"], "_DRAWS_AT_ONCE", 1500)
     parts = bootstrap_intervals(labels, probabilities)
     for name in METRICS:
         assert parts[name] == pytest.approx(whole[name], abs=0.03)

@@ -28,7 +28,12 @@ def run_reuse(toy_zoo: str, toy_task_files: Path, tmp_path: Path) -> Reuse:
     def run(budget: str = "14trials", out: str = "run", **options: Any) -> Family:
         store = options.pop("store", None) or Store(tmp_path / f"store-{out}")
         return reuse(
-            options.pop("task", str(toy_task_files)), options.pop("zoo", toy_zoo), budget, out=tmp_path / out, store=store, **options
+            options.pop("task", str(toy_task_files)),
+            options.pop("zoo", toy_zoo),
+            budget,
+            out=tmp_path / out,
+            store=store,
+            **options,
         )
 
     return run

@@ -29,7 +29,12 @@ def test_family_is_whole(run_reuse: Reuse, tmp_path: Path) -> None:
     for member in family:
         assert (member.path / "certificate.json").is_file()
         assert member.facts["certificate"]["passed"] == member.facts["certificate"]["claims"]
-        assert 0 <= member.test["intervals"]["accuracy"][0] <= member.test["accuracy"] <= member.test["intervals"]["accuracy"][1]
+        assert (
+            0
+            <= member.test["intervals"]["accuracy"][0]
+            <= member.test["accuracy"]
+            <= member.test["intervals"]["accuracy"][1]
+        )
         assert member.predict(["some text"])[0] in family.result["task"]["labels"]
     assert not list((tmp_path / "run").rglob("*.partial"))
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -45,7 +50,9 @@ def test_family_is_a_front_and_best_is_first(run_reuse: Reuse) -> None:
     for one in family:
         for other in family:
             if one.name != other.name:
-                better = other.validation["accuracy"] >= one.validation["accuracy"] and other.parameters < one.parameters
+                better = (
+                    other.validation["accuracy"] >= one.validation["accuracy"] and other.parameters < one.parameters
+                )
                 assert not better or other.latency_ms > one.latency_ms
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -131,8 +133,6 @@ def test_knn_is_the_naive_loop(k: int) -> None:
 
 
 def test_knn_in_blocks_is_knn(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     features, labels = data(60, 8, seed=5)
     whole = knn(features, labels)
     monkeypatch.setattr(sys.modules["regraft.rank.knn"], "BLOCK", 7)

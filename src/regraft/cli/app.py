@@ -57,9 +57,7 @@ def reuse(
     task: opt.Task,
     zoo: opt.Zoo = "builtin:minilm",
     budget: Annotated[str, typer.Option("--budget", help="30s, 10m, 1h, or 40trials.")] = "10m",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The run folder; the same one goes on with a run.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder; the same one goes on with a run.")] = None,
     text_column: opt.TextColumn = None,
     label_column: opt.LabelColumn = None,
     metric: opt.Metric = "accuracy",
@@ -237,9 +235,7 @@ def predict(
         ),
     ],
     text_column: opt.TextColumn = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="A CSV or JSONL file; standard output by default.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A CSV or JSONL file; standard output by default.")] = None,
     device: opt.Device = "cpu",
     json: opt.Json = False,
 ) -> None:

@@ -211,7 +211,7 @@ def rank_checkpoints(job: Job) -> None:
         views = {name: found.rows(chosen) for name, found in job.features.items()}
         deadline = job.deadline.part(min(RANK_SHARE * job.budget.seconds, job.free_s())) if job.budget.seconds else None
         labels = job.task.train.labels[job.rank_rows]
-        with job.progress.bar("ranking", len(views)):
+        with job.progress.bar("ranking", 5 * len(views)):
             ranked = rank(views, labels, n_classes=job.classes, seed=job.seed, deadline=deadline,
                           progress=lambda _name, _share: job.progress.advance())  # fmt: skip
         return {"ranking": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.task.load import load_task
-from regraft.task.texts import read_texts
 from regraft.task.task import METRICS, Split, Task
+from regraft.task.texts import read_texts
 
 __all__ = ["METRICS", "Split", "Task", "load_task", "read_texts"]

@@ -17,7 +17,9 @@ def read_texts(reference: str, text_column: str | None = None) -> list[str]:
     """
     path = Path(reference)
     if not path.is_file():
-        raise TaskError(f"{reference}: no such file.", "Give a CSV, JSONL, Parquet or .txt file, or - for standard input.")
+        raise TaskError(
+            f"{reference}: no such file.", "Give a CSV, JSONL, Parquet or .txt file, or - for standard input."
+        )
     table = read_table(path)
     column = choose_text_column(table, text_column)
     return ["" if value is None else str(value) for (value,) in table.rows([column])]

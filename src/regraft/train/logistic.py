@@ -159,7 +159,7 @@ def _minimise(
     made, before = 0, float("inf")
     with torch.no_grad():
         while made < max_iter and (deadline is None or deadline.left() > 0 or made == 0):
-            solver.step(loss_and_gradient)
+            solver.step(loss_and_gradient)  # type: ignore[no-untyped-call]
             made, value = made + 1, float(loss)
             if not before - value > CHANGE * abs(value):
                 break
