@@ -90,7 +90,7 @@ def _regraft(cell: Cell, data: Path, limit_s: float) -> dict[str, Any]:
     best = next(entry for entry in entries if entry["name"] == result["best"])
     kept = ("name", "checkpoint", "method", "parameters", "encoder_parameters", "bytes", "latency_ms")
     family = [{name: entry.get(name) for name in kept} | _scores(entry) for entry in result["family"]]
-    test_rows = result["task"]["sizes"]["test"]
+    test_rows = best["test_rows"]
     right = round(best["test"]["accuracy"] * test_rows)
     return {
         **figures, "accuracy": best["test"]["accuracy"], "right": right, "of": test_rows,

@@ -91,12 +91,11 @@ def test_baselines(job: Job, trainer: Trainer) -> list[dict[str, Any]]:
 
         def measure(name: str = entry["name"]) -> dict[str, Any]:
             return {
-                "test": score(
-                    job.task.test.labels[:rows], baseline_probabilities(job, name, job.task.test.texts[:rows])
-                )
+                "test": score(job.task.test.labels, baseline_probabilities(job, name, job.task.test.texts)),
             }
 
-        found.append({**entry, "test": job.timed_once(f"baseline test/{entry['name']}", measure)["test"]})
+        seen = job.timed_once(f"baseline test/{entry['name']}", measure)["test"]
+        found.append({**entry, "test": seen, "test_rows": len(job.task.test)})
     scratch = [
         one for one in job.candidates.values() if one.checkpoint.random is not None and one.validation is not None
     ]
