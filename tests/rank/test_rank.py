@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +114,41 @@ def test_nothing_is_started_that_would_not_be_ready_in_time(seconds: float) -> N
     assert sum(len(one.scores) for one in ranked) == min(15, max(1, int(np.ceil(seconds)) - 1)) == clock.now
     assert clock.now <= max(seconds, 1.0)
     assert {one.checkpoint: one.seconds for one in ranked} == {one.checkpoint: len(one.scores) for one in ranked}
+
+
+def test_a_view_that_only_some_have_decides_nothing() -> None:
+    clock = Clock()
+
+    class Layered(View):
+        all = property(lambda self: view(4.0, clock=clock)._read())
+
+    found = {"a": Layered(view(0.5).features, clock), "b": Layered(view(1.5).features, clock)}
+    ranked = rank(found, LABELS, n_classes=CLASSES, deadline=Deadline(9.5, clock=clock))
+    assert [one.checkpoint for one in ranked] == ["b", "a"]
+    assert ranked[1].scores["probe_all"] > 0.9 > ranked[0].score
+    assert "probe_all" not in ranked[0].scores
+
+
+def test_in_a_short_time_all_are_ranked_on_fewer_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seen = Clock(), []
+
+    def probe(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        clock.now += len(labels) / 100
+        seen.append(np.bincount(labels).tolist())
+        return left_out_correct(features, labels)
+
+    monkeypatch.setattr(sys.modules["regraft.rank.rank"], "left_out_correct", probe)
+    labels = np.arange(600) % CLASSES
+    found = {
+        name: View(np.tile(view(signal).features, (4, 1)), clock, 0.0) for name, signal in (("a", 0.5), ("b", 2.0))
+    }
+    ranked = rank(found, labels, n_classes=CLASSES, deadline=Deadline(10.0, clock=clock))
+    assert [one.checkpoint for one in ranked] == ["b", "a"]
+    assert seen[0] == [200, 200, 200]
+    assert seen[1] == seen[2]
+    assert sum(seen[1]) == 160  # 6 of 10 seconds went into the first look, 0.8 of the other 4 pay for two probes
+    assert max(seen[1]) - min(seen[1]) <= 1
+    assert clock.now <= 10.0
 
 
 def test_progress_grows_to_the_whole() -> None:

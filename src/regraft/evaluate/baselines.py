@@ -22,6 +22,10 @@ PASSES, STEPS = 20, 10_000
 ABSENT = -30.0
 
 
+# Most words and word pairs: long texts would otherwise make a weight matrix larger than the models it stands beside.
+MOST_TERMS = 60_000
+
+
 class Baseline(Protocol):
     """A fitted baseline."""
 
@@ -123,7 +127,11 @@ def tfidf(texts: Sequence[str], labels: NDArray[np.int64], n_classes: int, *, re
     if not any(text.strip() for text in texts):
         raise TaskError(f"All {len(texts)} texts are empty.", "Check which column holds the text.")
     vectoriser = TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]", dtype=np.float32
+        max_features=MOST_TERMS,
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        token_pattern=r"(?u)\b\w+\b|[^\w\s]",
+        dtype=np.float32,
     )
     matrix = vectoriser.fit_transform(list(texts))
     present = np.unique(labels)

@@ -1,5 +1,5 @@
 """Features of checkpoints: every layer, mean and first token, one pass, kept in the store."""
 
-from regraft.features.extract import FeatureRows, Features, Joined, extract, extract_all, shared_passes
+from regraft.features.extract import DTYPES, FeatureRows, Features, Joined, extract, extract_all, shared_passes
 
-__all__ = ["FeatureRows", "Features", "Joined", "extract", "extract_all", "shared_passes"]
+__all__ = ["DTYPES", "FeatureRows", "Features", "Joined", "extract", "extract_all", "shared_passes"]

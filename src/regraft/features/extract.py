@@ -33,6 +33,10 @@ from regraft.store import Store, key_of
 SHARED_TOLERANCE = 1e-4
 
 
+# The number formats of a pass, by the name that users give.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 @dataclass(frozen=True)
 class Features:
     """Features of one checkpoint for N texts.

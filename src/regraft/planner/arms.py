@@ -179,6 +179,8 @@ class Trainer:
             arm.candidate.validation = done["validation"]
             arm.candidate.legs = list(arm.legs)
         arm.scores.append(quality)
+        if self._open is not None and self._open[0] == arm.name:
+            self._open[1].forget_before(arm.best)  # what is measured and logged, and no longer the best, can go
         if leg.steps:
             self._seconds_a_step.setdefault((arm.checkpoint.name, arm.plan.method), done["seconds"] / leg.steps)
         arm.candidate.seconds += done["seconds"]

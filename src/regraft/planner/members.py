@@ -116,6 +116,6 @@ def _from_scratch(job: Job, trainer: Trainer, best: Candidate, rows: int) -> dic
     parameters = best.parameters(job.classes)
     return {
         "name": "from scratch", "seconds": best.seconds, "parameters": parameters, "bytes": 4 * parameters,
-        "latency_ms": best.latency_ms, "validation": best.validation,
+        "latency_ms": best.latency_ms, "validation": best.validation, "test_rows": rows,
         "test": job.timed_once("baseline test/from scratch", measure)["test"],
     }  # fmt: skip

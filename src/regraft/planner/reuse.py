@@ -23,6 +23,7 @@ import torch
 from regraft import faults
 from regraft.budget import Budget
 from regraft.errors import CheckpointError, RegraftError
+from regraft.features import DTYPES
 from regraft.planner.arms import Trainer
 from regraft.planner.choose import choose_family, measure_speeds, reserve
 from regraft.planner.family import Family
@@ -43,8 +44,6 @@ from regraft.progress import SILENT, Progress
 from regraft.store import Store
 from regraft.task import load_task
 from regraft.zoo import Zoo, open_zoo
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def reuse(

@@ -36,6 +36,7 @@ def write_recipe(job: Job, arguments: dict[str, Any], family: list[Candidate], m
         "version": __version__,
         "task": {"reference": job.task.reference, **task, "task_id": job.task.task_id},
         "threads": torch.get_num_threads(),
+        "dtype": arguments["dtype"],
         "steps": steps,
     }
     text = StringIO()

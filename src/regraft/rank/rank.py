@@ -24,6 +24,8 @@ from regraft.rank.probe import left_out_correct
 
 # Fewer examples than this are not worth a probe, however short the time.
 FEWEST_ROWS = 100
+# Of the time that is left, when it is short: a probe's time is only known from one checkpoint's.
+SHARE = 0.8
 
 
 class FeatureView(Protocol):
@@ -119,15 +121,81 @@ def rank(
     if not np.isin(labels, np.arange(n_classes)).all():
         raise TaskError(f"Labels from {labels.min()} to {labels.max()} for {n_classes} classes.", "Number them from 0.")
     clock = time.monotonic if deadline is None else deadline.spent
-    names = sorted(features)
-    if deadline is not None and len(names) > 1:
-        started = clock()
-        left_out_correct(features[names[0]].last, labels)
-        rows = _affordable(len(labels), (clock() - started) * len(names), deadline.left())
-        if rows < len(labels):
-            chosen = _spread(labels, rows)
-            features, labels = {name: _Rows(features[name], chosen) for name in names}, labels[chosen]
-    return _ordered(_scored(features, labels, deadline, clock, progress), seed)
+    entries = [_Entry(name) for name in sorted(features)]
+    jobs: list[tuple[str, Callable[[FeatureView], Any]]] = [
+        ("probe_last", lambda view: left_out_correct(view.last, labels)),
+        ("probe_mean", lambda view: left_out_correct(view.mean, labels)),
+        ("knn", lambda view: knn(view.last, labels)),
+        ("logme", lambda view: logme(view.last, labels)),
+        ("probe_all", lambda view: left_out_correct(view.all, labels)),
+    ]
+    longest = 0.0
+    for index, (name, compute) in enumerate(jobs):
+        for at, entry in enumerate(entries):
+            first = index == 0 and at == 0
+            if not first and deadline is not None and deadline.left() <= longest:
+                break
+            started = clock()
+            value = compute(features[entry.name])
+            took = clock() - started
+            longest, entry.seconds = max(longest, took), entry.seconds + took
+            if first and deadline is not None:
+                rows = _affordable(len(labels), len(entries), took, deadline.left())
+                if rows < len(labels):
+                    chosen = _spread(labels, rows)
+                    fewer = {name: _Rows(view, chosen) for name, view in features.items()}
+                    return rank(
+                        fewer, labels[chosen], n_classes=n_classes, seed=seed, deadline=deadline, progress=progress
+                    )
+            if name.startswith("probe"):
+                entry.scores[name] = float(value.mean())
+                entry.correct[name] = value
+            else:
+                entry.scores[name] = float(value)
+            if progress is not None:
+                progress(entry.name, (index * len(entries) + at + 1) / (len(jobs) * len(entries)))
+    return _ordered(entries, seed)
+
+
+def _affordable(rows: int, checkpoints: int, took: float, left: float) -> int:
+    """How many of the rows to rank on, when the first checkpoint's probe on all of them took `took` seconds.
+
+    All of them where the other checkpoints are ready in time; where even the fewest are too many, too: then as many
+    checkpoints as possible get a probe. A probe's time grows at least in proportion to its rows.
+    """
+    if took * (checkpoints - 1) < left:
+        return rows
+    fitting = int(SHARE * rows * left / (took * checkpoints))
+    return fitting if fitting >= FEWEST_ROWS else rows
+
+
+def _spread(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` rows that hold each class in proportion, the first and the last class at least once."""
+    by_class = np.argsort(labels, kind="stable")
+    return np.sort(by_class[np.linspace(0, len(labels) - 1, count).round().astype(np.int64)])
+
+
+def _ordered(entries: list[_Entry], seed: int) -> list[Ranking]:
+    probed = [entry for entry in entries if entry.correct]
+    shared = set.intersection(*(set(entry.correct) for entry in probed)) if probed else set()
+    best = {entry.name: max((entry.correct[view] for view in sorted(shared)), key=np.sum) for entry in probed}
+
+    def accuracy(entry: _Entry) -> float:
+        return float(best[entry.name].mean()) if entry.name in best else -1.0
+
+    ordered = sorted(entries, key=lambda entry: (-accuracy(entry), entry.name))
+    found: list[Ranking] = []
+    group, leader = 0, None
+    for place, entry in enumerate(ordered, start=1):
+        correct = best.get(entry.name)
+        if correct is None:  # time ran out before it: known to be in the zoo, not known to be any good
+            found.append(Ranking(entry.name, place, group + 1, 0.0, 0.0, 1.0, entry.scores, entry.seconds))
+            continue
+        if leader is None or not _too_close(leader, correct, seed):
+            group, leader = group + 1, correct
+        low, high = mean_interval(correct.astype(np.float64), seed)
+        found.append(Ranking(entry.name, place, group, accuracy(entry), low, high, entry.scores, entry.seconds))
+    return found
 
 
 def _too_close(leader: NDArray[np.bool_], other: NDArray[np.bool_], seed: int) -> bool:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from regraft.errors import NonFiniteError, TaskError
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -67,11 +72,17 @@ def _eigh(gram: Floats) -> tuple[Floats, Floats]:
     OpenBLAS waits actively at each of the thousands of small products inside: on two busy cores two threads took 2.3 s for
     384 columns where one takes 0.03 s. One thread also gives the same bits whatever the number of cores.
     """
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"):
+    with _libraries().limit(limits=1, user_api="blas"):
         squares, vectors = np.linalg.eigh(gram)
     return squares, vectors
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """The linear algebra libraries of this process; looking for them takes 50 ms."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def one_hot(labels: Labels) -> Floats:

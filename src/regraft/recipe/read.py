@@ -77,6 +77,7 @@ VALUES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("a whole number", _whole(-(2**63))),
     **dict.fromkeys(("max_rows", "rows", "threads"), ("a whole number of at least 1", _whole(1))),
     "legs": ("a list of [steps, decay]", _legs),
+    "dtype": ("float32, bfloat16 or float16", lambda value: value in ("float32", "bfloat16", "float16")),
     "split": (f"one of {', '.join(SPLITS)}", lambda value: value in SPLITS),
     "view": ("last or mean", lambda value: value in ("last", "mean")),
     "l2": ("a number", lambda value: isinstance(value, int | float) and value >= 0),
@@ -103,6 +104,7 @@ class Recipe:
     task: Mapping[str, Any]
     steps: list[Step]
     threads: int | None
+    dtype: str
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -121,7 +123,9 @@ def read_recipe(path: Path) -> Recipe:
             f"{path}, line {_line(content, 'regraft')}: a recipe of version {content['regraft']!r}, expected {VERSION}.",
             "Use the version that wrote it.",
         )
-    _check_keys(path, content, frozenset({"regraft", "task", "steps"}), frozenset({"version", "threads"}), "recipe")
+    _check_keys(
+        path, content, frozenset({"regraft", "task", "steps"}), frozenset({"version", "threads", "dtype"}), "recipe"
+    )
     task, steps = content["task"], content["steps"]
     if not isinstance(task, dict):
         raise RecipeError(
@@ -133,7 +137,10 @@ def read_recipe(path: Path) -> Recipe:
         )
     _check_keys(path, task, frozenset({"reference"}), _TASK - {"reference"}, "task")
     return Recipe(
-        _plain(task), _ordered(path, {str(name): _step(path, steps, name) for name in steps}), content.get("threads")
+        _plain(task),
+        _ordered(path, {str(name): _step(path, steps, name) for name in steps}),
+        content.get("threads"),
+        content.get("dtype", "float32"),
     )
 
 

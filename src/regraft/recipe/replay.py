@@ -18,7 +18,7 @@ from regraft.errors import MethodError, RecipeError
 from regraft.evaluate import score
 from regraft.evaluate.card import Made
 from regraft.evaluate.certify import write_certified
-from regraft.features import Joined, extract
+from regraft.features import DTYPES, Joined, extract
 from regraft.progress import SILENT, Progress
 from regraft.recipe.read import Step, read_recipe
 from regraft.store import Store, whole_folder
@@ -28,8 +28,9 @@ from regraft.train.loop import Data, Leg
 
 
 class _Replay:
-    def __init__(self, task: Task, folder: Path, device: str, store: Store, progress: Progress) -> None:
+    def __init__(self, task: Task, folder: Path, device: str, dtype: str, store: Store, progress: Progress) -> None:
         self.task, self.folder, self.device, self.store, self.progress = task, folder, device, store, progress
+        self.dtype = DTYPES[dtype]
         self.steps: dict[str, Step] = {}
         self.models: dict[str, Classifier] = {}
         self.scores: dict[str, dict[str, Any]] = {}
@@ -39,7 +40,7 @@ class _Replay:
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"store": self.store, "device": self.device, "progress": self.progress}
+        return {"store": self.store, "device": self.device, "dtype": self.dtype, "progress": self.progress}
 
     def run(self, step: Step) -> None:
         self.steps[step.name] = step
@@ -185,7 +186,7 @@ def replay(
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads or threads)
     try:
-        work = _Replay(task, out, device, store or Store(), progress)
+        work = _Replay(task, out, device, recipe.dtype, store or Store(), progress)
         for number, step in enumerate(recipe.steps):
             work.run(step)
             wanted = {later.values.get("model") for later in recipe.steps[number + 1 :]}
