@@ -1,0 +1,145 @@
+"""The command line: every command on tiny checkpoints, its JSON, its examples, and its errors in words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from regraft.cli.app import app, run
+
+COMMANDS = [
+    ["reuse"], ["run"], ["rank"], ["adapt"], ["evaluate"], ["predict"], ["verify"], ["methods"],
+    ["zoo", "ls"], ["zoo", "show"], ["task", "show"], ["store", "ls"], ["store", "gc"],
+]  # fmt: skip
+
+
+def call(*arguments: object) -> Any:
+    """The JSON that a command prints on standard output."""
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def member(tiny_bert: Path, toy_task_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "member"
+    found = call("adapt", tiny_bert, toy_task_files, "--method", "probe", "--out", out)
+    assert found["path"] == str(out)
+    return out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "Example:" in result.output
+    assert "--json" in result.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from regraft.cli.app import app; print([m for m in ('torch', 'transformers', 'sklearn', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_reuse_prints_one_object(tiny_bert: Path, toy_task_files: Path, tmp_path: Path) -> None:
+    found = call("reuse", toy_task_files, "--zoo", tiny_bert, "--budget", "4trials", "--out", tmp_path / "run")
+    assert {"family", "baselines", "ranking", "left_out", "spent_s", "report"} <= set(found)
+    for one in found["family"]:
+        assert {"name", "path", "format", "parameters", "bytes", "latency_ms", "validation", "test"} <= set(one)
+        for split in ("validation", "test"):
+            assert {"accuracy", "macro_f1", "calibration_error", "intervals"} <= set(one[split])
+    assert Path(found["report"]).read_text().startswith("<!doctype html>") or "<html" in Path(found["report"]).read_text()
+
+
+def test_reuse_shows_a_table_and_where_it_lies(tiny_bert: Path, toy_task_files: Path, tmp_path: Path) -> None:
+    given = ["reuse", toy_task_files, "--zoo", tiny_bert, "--budget", "4trials", "--out", tmp_path / "run"]
+    result = CliRunner().invoke(app, list(map(str, given)), catch_exceptions=False)
+    assert result.exit_code == 0
+    for word in ("Take:", "Family:", "Report:", "TF-IDF"):
+        assert word in result.stdout
+
+
+def test_dry_run_predicts_and_writes_nothing(tiny_bert: Path, toy_task_files: Path, tmp_path: Path) -> None:
+    found = call("reuse", toy_task_files, "--zoo", tiny_bert, "--budget", "1m", "--out", tmp_path / "run", "--dry-run")
+    assert [one["step"] for one in found["steps"]] == ["read", "baselines", "rank", "probe", "train", "finish"]
+    assert all(one["seconds"] >= 0 for one in found["steps"]) and found["verdict"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_rank(tiny_bert: Path, toy_task_files: Path) -> None:
+    found = call("rank", toy_task_files, "--zoo", tiny_bert, "--budget", "1m")
+    assert sorted(one["rank"] for one in found["ranking"]) == list(range(1, len(found["ranking"]) + 1))
+    assert all(one["low"] <= one["score"] <= one["high"] for one in found["ranking"])
+
+
+def test_evaluate_agrees_with_the_member(member: Path, toy_task_files: Path) -> None:
+    found = call("evaluate", member, toy_task_files)
+    claims = json.loads((member / "certificate.json").read_text())["claims"]
+    claimed = next(claim for claim in claims if claim["check"] == "test")
+    assert found["score"]["accuracy"] == pytest.approx(claimed["values"]["value"])
+
+
+def test_predict_reads_files_and_keeps_the_order(member: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "texts.txt"
+    lines.write_text("first text\nsecond text\n")
+    table = tmp_path / "texts.csv"
+    table.write_text("text,other\nfirst text,1\nsecond text,2\n")
+    assert [one["text"] for one in call("predict", member, lines)] == ["first text", "second text"]
+    assert call("predict", member, lines) == call("predict", member, table)
+    out = tmp_path / "labels.csv"
+    assert CliRunner().invoke(app, ["predict", str(member), str(lines), "--out", str(out)]).exit_code == 0
+    assert out.read_text().splitlines()[0] == "text,label,probability"
+
+
+def test_verify_passes_and_fails_by_exit_status(member: Path, toy_task_files: Path, copy_of: Any) -> None:
+    verdicts = call("verify", member, "--task", toy_task_files)
+    assert {one["outcome"] for one in verdicts} == {"pass"}
+    damaged = copy_of(member)
+    (damaged / "config.json").write_text((damaged / "config.json").read_text() + " ")
+    result = CliRunner().invoke(app, ["verify", str(damaged), "--json"])
+    assert result.exit_code == 2
+    assert "fail" in {one["outcome"] for one in json.loads(result.stdout)}
+
+
+def test_lists(tiny_bert: Path, toy_task_files: Path) -> None:
+    assert {"rank", "adapt", "baseline"} == {one["capability"] for one in call("methods")}
+    assert [one["layers"] for one in call("zoo", "ls", tiny_bert)["checkpoints"]] == [4, 4]
+    assert call("zoo", "show", f"{tiny_bert}#layers=2")["layers"] == 2
+    assert call("task", "show", toy_task_files)["metric"] == "accuracy"
+    assert "entries" in call("store", "ls")
+    assert isinstance(call("store", "gc", "--limit-gb", "1000"), list)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["reuse", "nowhere.csv"], "no such file"),
+        (["reuse", "builtin:pydoc", "--budget", "soon"], "Write it as 30s, 10m"),
+        (["reuse", "builtin:pydoc", "--device", "tpu"], "There is no device 'tpu' here"),
+        (["reuse", "builtin:pydoc", "--dtype", "int3"], "Unknown number format"),
+        (["reuse", "builtin:pydoc", "--metric", "bleu"], "accuracy"),
+        (["rank", "builtin:pydoc", "--budget", "3trials"], "Give seconds or minutes"),
+        (["adapt", "nowhere", "builtin:pydoc", "--out", "x", "--method", "lorra"], "Did you mean lora"),
+        (["verify", "nowhere"], "certificate.json"),
+        (["methods", "cooking"], "Choose one of"),
+        (["run", "nowhere.yaml", "--out", "x"], "cannot be read"),
+        (["zoo", "show", "nowhere"], "nowhere"),
+    ],
+)
+def test_errors_are_words_and_status_1(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["regraft", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    captured = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert words in captured.err
+    assert "Traceback" not in captured.err
