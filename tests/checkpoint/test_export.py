@@ -140,7 +140,7 @@ def normalise(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ("modules.json", lambda modules: [*modules, modules[3]], "a classifier is Transformer, Pooling and Dense"),
         ("modules.json", lambda modules: modules[3].update(type="evil.module.Dense"), "not one of the stock modules"),
         ("modules.json", lambda modules: modules[3].update(path="../elsewhere"), "leaves the folder"),
-        ("2_Pooling/config.json", lambda config: config.update(pooling_mode_cls_token=True), "pools by the mean"),
+        ("2_Pooling/config.json", lambda config: config.update(pooling_mode_max_tokens=True), "pools by the mean"),
         ("3_Dense/config.json", lambda config: config.update(activation_function="torch.nn.Tanh"), "no activation"),
         ("regraft.json", lambda about: about.update(labels=["one", "two"]), "does not fit its 2 labels"),
         ("regraft.json", lambda about: about.update(labels="one"), "labels is not a list"),

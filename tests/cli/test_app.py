@@ -43,8 +43,11 @@ def test_help_has_an_example(command: list[str]) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from regraft.cli.app import app; print([m for m in ('torch', 'transformers', 'sklearn', 'numpy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    heavy = ("torch", "transformers", "sklearn", "numpy")
+    code = f"import sys; import regraft.cli.app; print([name for name in {heavy!r} if name in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_reuse_prints_one_object(tiny_bert: Path, toy_task_files: Path, tmp_path: Path) -> None:
@@ -54,7 +57,9 @@ def test_reuse_prints_one_object(tiny_bert: Path, toy_task_files: Path, tmp_path
         assert {"name", "path", "format", "parameters", "bytes", "latency_ms", "validation", "test"} <= set(one)
         for split in ("validation", "test"):
             assert {"accuracy", "macro_f1", "calibration_error", "intervals"} <= set(one[split])
-    assert Path(found["report"]).read_text().startswith("<!doctype html>") or "<html" in Path(found["report"]).read_text()
+    assert (
+        Path(found["report"]).read_text().startswith("<!doctype html>") or "<html" in Path(found["report"]).read_text()
+    )
 
 
 def test_reuse_shows_a_table_and_where_it_lies(tiny_bert: Path, toy_task_files: Path, tmp_path: Path) -> None:
@@ -133,7 +138,11 @@ def test_lists(tiny_bert: Path, toy_task_files: Path) -> None:
     ],
 )
 def test_errors_are_words_and_status_1(
-    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["regraft", *arguments])

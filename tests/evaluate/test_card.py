@@ -30,7 +30,7 @@ def test_the_metadata_is_what_the_hub_reads(tiny_bert: Path, toy_task_files: Pat
     text = card("tiny-full", "sentence-transformers", parent, task, FULL, FIGURES)
     data = ModelCard(text).data
     assert data.license == "mit"
-    assert data.base_model == ["someone/parent"]
+    assert data.base_model == "someone/parent"
     assert data.library_name == "sentence-transformers"
     assert data.pipeline_tag == "text-classification"
     assert data.model_name == "tiny-full"
@@ -60,7 +60,7 @@ def test_what_is_not_known_is_said(tiny_gpt2: Path, toy_task_files: Path) -> Non
 def test_a_parent_on_the_hub_is_the_base_model(tiny_gpt2: Path, toy_task_files: Path) -> None:
     parent = replace(open_checkpoint(str(tiny_gpt2)), reference="hf:org/name")
     text = card("tiny", "transformers", parent, load_task(str(toy_task_files)), Made("as-is"), FIGURES)
-    assert ModelCard(text).data.base_model == ["org/name"]
+    assert ModelCard(text).data.base_model == "org/name"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from regraft import faults
 from regraft.errors import RunError, RunLockedError
 from regraft.planner.family import Family
+from regraft.planner.ledger import Ledger
 from regraft.planner.run import Run
 
 Reuse = Callable[..., Family]
@@ -81,6 +82,49 @@ def test_killed_at_a_fault_point_ends_the_same(point: str, run_reuse: Reuse, tmp
     again = run_reuse(out="killed")
     assert weights(again) == weights(whole)
     assert not list((tmp_path / "killed").rglob("*.partial"))
+
+
+@pytest.mark.parametrize("point", ["features written", "ranked", "leg measured", "family chosen", "result written"])
+def test_killed_under_a_time_budget_keeps_what_was_decided(point: str, run_reuse: Reuse, tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        faults.hook = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == point else None
+        run_reuse("20s", out="killed")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"{point} was never passed"
+    ledger = Ledger(tmp_path / "killed" / "ledger.sqlite")
+    before = {key: value for key, _, value in ledger.entries()}
+    ledger.close()
+    family = run_reuse("20s", out="killed")
+    assert family.members
+    ledger = Ledger(tmp_path / "killed" / "ledger.sqlite")
+    after = {key: value for key, _, value in ledger.entries()}
+    assert {key: after[key] for key in before} == before
+    if "decision/family" in before:
+        assert [member.name for member in family] == before["decision/family"]["value"]
+
+
+def test_run_whose_time_is_over_still_ends_with_what_it_has(run_reuse: Reuse, tmp_path: Path) -> None:
+    first = run_reuse("20s", out="late")
+    ledger = Ledger(tmp_path / "late" / "ledger.sqlite")
+    ledger.spent = lambda: 19.9
+    ledger.beat()
+    ledger.close()
+    (tmp_path / "late" / "result.json").unlink()
+    assert weights(run_reuse("20s", out="late")) == weights(first)
+
+
+def test_other_data_under_the_same_name_are_refused(run_reuse: Reuse, toy_task_files: Path, tmp_path: Path) -> None:
+    import shutil
+
+    data = shutil.copytree(toy_task_files, tmp_path / "data")
+    run_reuse(task=str(data))
+    (tmp_path / "run" / "result.json").unlink()
+    with (data / "train.csv").open("a") as file:
+        file.write("one more text,animals\n")
+    with pytest.raises(RunError, match="another task"):
+        run_reuse(task=str(data))
 
 
 def test_finished_run_is_returned_again_at_once(run_reuse: Reuse, monkeypatch: pytest.MonkeyPatch) -> None:

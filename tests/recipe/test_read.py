@@ -90,7 +90,7 @@ REFUSED = [
     ("    checkpoint: tiny\n", "", 10, "lacks checkpoint"),
     ("    method: full\n", "    method: [full]\n", 13, "expected a text"),
     ("view: mean", "veiw: mean", 14, "head of step 'tiny-full.adapt' has no key 'veiw'. Did you mean 'view'"),
-    ("view: mean", "view: middle", 14, "expected last or mean"),
+    ("view: mean", "view: middle", 14, "expected last, both or mean"),
     ("l2: 0.001", "l2: small", 14, "expected a number"),
     ("settings: {batch: 8, learning_rate: 1.0e-3, bfloat16: true}", "settings: 8", 15, "expected a mapping"),
     ("[[10, 0], [5, 5]]", "[10, 0]", 16, r"expected a list of [steps, decay]"),

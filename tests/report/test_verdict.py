@@ -120,9 +120,9 @@ def test_the_snippet_is_three_lines_of_python_that_name_the_path(format: str) ->
 
 
 def test_the_replay_command_is_quoted_for_a_shell(result: dict[str, Any]) -> None:
-    assert replay(result) == "regraft run runs/banking77-10m/family/recipe.yaml"
+    assert replay(result) == "regraft run runs/banking77-10m/family/recipe.yaml --out runs/banking77-10m-again"
     result["report"] = "my runs/$(rm x)/report.html"
-    assert replay(result) == "regraft run 'my runs/$(rm x)/family/recipe.yaml'"
+    assert replay(result) == "regraft run 'my runs/$(rm x)/family/recipe.yaml' --out 'my runs/$(rm x)-again'"
 
 
 def test_keys_go_on_after_z() -> None:

@@ -84,6 +84,7 @@ def classifier_from(
         labels,
         max_length(checkpoint),
         head.layer_weights(checkpoint.num_layers),
+        head.view == "both",
     )
     with torch.no_grad():
         classifier.head.weight.copy_(torch.from_numpy(head.weight))

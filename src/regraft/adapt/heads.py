@@ -17,18 +17,22 @@ from regraft.methods import Source, method
 from regraft.store import whole_folder
 from regraft.train.logistic import ITERATIONS, fit_logistic
 
-View = Literal["last", "mean"]
-VIEWS: tuple[View, ...] = ("last", "mean")
+View = Literal["last", "mean", "both"]
+VIEWS: tuple[View, ...] = ("last", "both", "mean")
 
 
 class Views(Protocol):
-    """Features of N texts: the last layer and the mean over layers, fp32 [N, D]."""
+    """Features of N texts, fp32: mean over tokens of the last layer [N, D], the same averaged over layers [N, D], and first
+    token beside mean of the last layer [N, 2 D]."""
 
     @property
     def last(self) -> np.ndarray: ...
 
     @property
     def mean(self) -> np.ndarray: ...
+
+    @property
+    def both(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,19 @@ class Head:
 
     def logits(self, features: Views) -> np.ndarray:
         """fp32 [N, C]."""
-        given = features.last if self.view == "last" else features.mean
+        given = view_of(features, self.view)
         return np.asarray(given @ self.weight.T + self.bias, dtype=np.float32)
 
     def layer_weights(self, layers: int) -> list[float] | None:
         """The weights of the L+1 hidden states that this head's view stands for; None for the last alone."""
-        return None if self.view == "last" else [1.0] * (layers + 1)
+        return [1.0] * (layers + 1) if self.view == "mean" else None
+
+
+def view_of(features: Views, view: View) -> np.ndarray:
+    """The features of a view."""
+    if view == "both":
+        return features.both
+    return features.last if view == "last" else features.mean
 
 
 @method(
@@ -72,10 +83,10 @@ def probe(
     Args:
         features: Views of the training texts.
         labels: int64 [N].
-        view: Which features: the last layer's mean, or the mean over all layers.
+        view: Which features: the last layer's mean, first token beside it, or the mean over all layers.
         l2, iterations: Of a fit that is to be made again; chosen when None.
     """
-    given = features.last if view == "last" else features.mean
+    given = view_of(features, view)
     most = ITERATIONS if iterations is None else iterations
     fitted = fit_logistic(given, labels, n_classes, l2=l2, max_iter=most, seed=seed, deadline=deadline)
     return Head(view, fitted.weight, fitted.bias, fitted.l2, fitted.iterations)

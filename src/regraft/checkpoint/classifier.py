@@ -3,13 +3,15 @@
     logits = W @ pool(sum_l w_l h_l) + b
 
 `h_l` [B, T, D] are the encoder's hidden states, `w` the layer weights (none: the last layer alone), `pool` the mean over
-the tokens. This is what sentence-transformers expresses as Transformer, WeightedLayerPooling, Pooling and Dense, so a
+the tokens, or the first token beside that mean.
+This is what sentence-transformers expresses as Transformer, WeightedLayerPooling, Pooling and Dense, so a
 classifier is saved in that form and loads there without Regraft. Stock sequence classifiers are wrapped as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 from torch import nn
 
 from regraft.checkpoint.batches import ROWS, Tokens, sorted_batches, tokenize
-from regraft.errors import NonFiniteError
+from regraft.errors import CheckpointError, NonFiniteError
 
 
 def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -26,8 +28,13 @@ def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.bmm(share.unsqueeze(1).to(hidden.dtype), hidden).squeeze(1)
 
 
+def first_of(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The first real token, whichever side is padded: [B, T, D], [B, T] -> [B, D]."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.argmax(1)]
+
+
 class TextClassifier(nn.Module):
-    """Encoder, mean pooling and linear head.
+    """Encoder, pooling and linear head.
 
     Args:
         encoder: A stock `AutoModel`.
@@ -35,6 +42,7 @@ class TextClassifier(nn.Module):
         labels: Names of the classes, in the order of the logits.
         max_length: Tokens after which a text is cut.
         layer_weights: One weight for each of the L+1 hidden states (embeddings first), or None for the last alone.
+        first_token: Whether the first token stands beside the mean; the head then reads [first, mean], 2 D wide.
     """
 
     format = "sentence-transformers"
@@ -46,8 +54,10 @@ class TextClassifier(nn.Module):
         labels: Sequence[str],
         max_length: int,
         layer_weights: Sequence[float] | None = None,
+        first_token: bool = False,
     ) -> None:
         super().__init__()
+        self.first_token = first_token
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.labels = tuple(labels)
@@ -55,10 +65,10 @@ class TextClassifier(nn.Module):
         weights = None if layer_weights is None else torch.tensor(layer_weights, dtype=torch.float32)
         self.layer_weights: torch.Tensor | None
         self.register_buffer("layer_weights", weights)
-        self.head = nn.Linear(int(encoder.config.hidden_size), len(self.labels))
+        self.head = nn.Linear((1 + first_token) * int(encoder.config.hidden_size), len(self.labels))
 
     def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The pooled representation [B, D]."""
+        """The pooled representation [B, D], or [B, 2 D] with the first token."""
         weights = self.layer_weights
         out = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=weights is not None)
         hidden = out.last_hidden_state
@@ -66,12 +76,26 @@ class TextClassifier(nn.Module):
             hidden = (
                 sum(weight * state for weight, state in zip(weights, out.hidden_states, strict=True)) / weights.sum()
             )
-        return mean_pool(hidden, attention_mask)
+        mean = mean_pool(hidden, attention_mask)
+        return torch.cat([first_of(hidden, attention_mask), mean], dim=1) if self.first_token else mean
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits [B, C]."""
         logits: torch.Tensor = self.head(self.pooled(input_ids, attention_mask))
         return logits
+
+
+@contextmanager
+def model_calls(reference: str) -> Iterator[None]:
+    """Turn what stock code raises over a checkpoint of somebody else's into a CheckpointError that names it."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError) as fault:
+        words = str(fault).strip().splitlines()
+        raise CheckpointError(
+            f"{reference} cannot be computed here ({type(fault).__name__}: {words[0][:200] if words else 'no words'}).",
+            "Leave it out, or try another --device or --dtype.",
+        ) from fault
 
 
 class StockClassifier(nn.Module):

@@ -52,7 +52,7 @@ def _write_modules(classifier: TextClassifier, folder: Path) -> None:
     # WeightedLayerPooling reads all hidden states, which the stock Transformer module passes on under this key alone.
     encoder.config.output_hidden_states = classifier.layer_weights is not None
     encoder.save_pretrained(folder)
-    width, classes = int(classifier.head.in_features), len(classifier.labels)
+    width, classes = int(encoder.config.hidden_size), len(classifier.labels)
     modules: list[tuple[str, str]] = [("", "Transformer")]
     _json(folder / "sentence_bert_config.json", {"max_seq_length": classifier.max_length, "do_lower_case": False})
     if classifier.layer_weights is not None:
@@ -63,11 +63,11 @@ def _write_modules(classifier: TextClassifier, folder: Path) -> None:
         save_file({"layer_weights": weights}, at / "model.safetensors")
         modules.append((at.name, "WeightedLayerPooling"))
     at = folder / f"{len(modules)}_Pooling"
-    _json(at / "config.json", _pooling(width))
+    _json(at / "config.json", _pooling(width, classifier.first_token))
     modules.append((at.name, "Pooling"))
     at = folder / f"{len(modules)}_Dense"
     _json(at / "config.json", {
-        "in_features": width, "out_features": classes, "bias": True,
+        "in_features": int(classifier.head.in_features), "out_features": classes, "bias": True,
         "activation_function": IDENTITY,
     })  # fmt: skip
     head = {f"linear.{name}": value.detach().float().contiguous() for name, value in classifier.head.named_parameters()}
@@ -81,9 +81,10 @@ def _write_modules(classifier: TextClassifier, folder: Path) -> None:
           {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"})  # fmt: skip
 
 
-def _pooling(width: int) -> dict[str, Any]:
+def _pooling(width: int, first_token: bool) -> dict[str, Any]:
+    # Stock Pooling puts the modes side by side in this order.
     return {
-        "word_embedding_dimension": width, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True,
+        "word_embedding_dimension": width, "pooling_mode_cls_token": first_token, "pooling_mode_mean_tokens": True,
         "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False,
     }  # fmt: skip
 
@@ -103,12 +104,16 @@ def _stock_logits(folder: Path, texts: list[str], form: str) -> torch.Tensor:
     if form == "sentence-transformers":
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        model = SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
         encoded: torch.Tensor = model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
         return encoded.float().cpu()
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    stock = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
+    stock = AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     with torch.inference_mode():
         batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
@@ -143,7 +148,8 @@ def load_classifier(checkpoint: Checkpoint, device: str = "cpu") -> Classifier:
         layer_weights = None
         if "WeightedLayerPooling" in at:
             layer_weights = load_file(at["WeightedLayerPooling"] / "model.safetensors")["layer_weights"].tolist()
-        classifier = TextClassifier(encoder, tokenizer, checkpoint.labels, length, layer_weights)
+        first_token = bool(read_json_object(at["Pooling"] / "config.json").get("pooling_mode_cls_token"))
+        classifier = TextClassifier(encoder, tokenizer, checkpoint.labels, length, layer_weights, first_token)
         head = load_file(at["Dense"] / "model.safetensors")
         classifier.head.load_state_dict({name.removeprefix("linear."): value for name, value in head.items()})
     except (OSError, KeyError, RuntimeError, SafetensorError) as fault:
@@ -168,10 +174,11 @@ def _module_folders(checkpoint: Checkpoint) -> dict[str, Path]:
     at = {kind: checkpoint.folder / path for kind, path in checkpoint.modules}
     activation = read_json_object(at["Dense"] / "config.json").get("activation_function")
     pooling = read_json_object(at["Pooling"] / "config.json")
-    if activation != IDENTITY or pooling != _pooling(int(checkpoint.hidden_size)):
+    known = [_pooling(int(checkpoint.hidden_size), first_token) for first_token in (False, True)]
+    if activation != IDENTITY or pooling not in known:
         raise CheckpointError(
-            f"{checkpoint.folder}: a classifier pools by the mean and has no activation after Dense; this one is "
-            f"something else ({activation}).",
+            f"{checkpoint.folder}: a classifier pools by the mean (and first token) and has no activation after Dense; "
+            f"this one is something else ({activation}).",
             again,
         )
     return at

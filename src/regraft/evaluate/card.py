@@ -44,6 +44,18 @@ classify("some text")""",
 }
 
 
+# What the built-in zoo is on the Hub.
+_BUILTIN = {"builtin:minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+
+
+def base_model(parent: Checkpoint) -> str | None:
+    """The Hub name of the checkpoint that a member was made from; what a local checkpoint's own card names otherwise."""
+    source = parent.reference.split("#")[0].split("+")[0]
+    if source.startswith("hf:"):
+        return source.removeprefix("hf:").split("@")[0]
+    return _BUILTIN.get(source) or (parent.parents[0] if parent.parents else None)
+
+
 def card(name: str, form: str, parent: Checkpoint, task: Task, made: Made, figures: Mapping[str, Any]) -> str:
     """README.md of a member: metadata that the Hub reads, then the facts in words.
 
@@ -59,9 +71,7 @@ def card(name: str, form: str, parent: Checkpoint, task: Task, made: Made, figur
                    dataset_split="test", metric_type=kind, metric_value=round(test[key], 4))
         for kind, key in (("accuracy", "accuracy"), ("f1", "macro_f1"))
     ]  # fmt: skip
-    base = list(parent.parents[:1]) or (
-        [parent.reference.removeprefix("hf:")] if parent.reference.startswith("hf:") else None
-    )
+    base = base_model(parent)
     about = ModelCardData(
         model_name=name, base_model=base, license=parent.licence, library_name=form,
         pipeline_tag="text-classification", tags=["regraft"], eval_results=results,

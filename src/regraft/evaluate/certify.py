@@ -145,6 +145,7 @@ def _files(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
 
 @checks("stock")
 def _stock(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
+    open_checkpoint(str(folder))  # refuses pickles, remote code and unknown modules before stock code sees the folder
     try:
         found = stock_logits(folder, list(SAMPLES), claim.values["format"]).numpy()
     except Exception as fault:
@@ -160,6 +161,12 @@ def _stock(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
 @checks("parent")
 def _parent(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
     reference = claim.values["reference"]
+    if reference.startswith("hf:"):
+        # A certificate of somebody else's must not make this machine download what it names.
+        return (
+            "cannot check",
+            f"the parent {reference} is on the Hub; compare its checkpoint_id with `regraft zoo show`",
+        )
     try:
         found = open_checkpoint(reference).checkpoint_id
     except RegraftError as fault:

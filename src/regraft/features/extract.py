@@ -24,7 +24,7 @@ import torch
 from regraft import faults
 from regraft.checkpoint import Checkpoint, load_encoder, load_tokenizer, max_length
 from regraft.checkpoint.batches import Tokens, sorted_batches, tokenize
-from regraft.checkpoint.classifier import mean_pool
+from regraft.checkpoint.classifier import first_of, mean_pool, model_calls
 from regraft.errors import NonFiniteError
 from regraft.progress import SILENT, Progress
 from regraft.store import Store, key_of
@@ -75,6 +75,11 @@ class Features:
         return total / np.float32(len(self.by_layer))
 
     @property
+    def both(self) -> np.ndarray:
+        """First token and mean of the last layer side by side, fp32 [N, 2 D]."""
+        return np.concatenate([self.first[-1], self.by_layer[-1]], axis=1)
+
+    @property
     def all(self) -> np.ndarray:
         """All layers side by side, fp32 [N, (L+1) * D]."""
         return np.concatenate(list(self.by_layer), axis=1)
@@ -102,6 +107,11 @@ class FeatureRows:
         return np.asarray(self.whole.by_layer[-1][self.chosen])
 
     @property
+    def both(self) -> np.ndarray:
+        """fp32 [n, 2 D]."""
+        return np.concatenate([self.whole.first[-1][self.chosen], self.last], axis=1)
+
+    @property
     def mean(self) -> np.ndarray:
         """fp32 [n, D]."""
         return np.asarray(self.by_layer.mean(axis=0))
@@ -127,6 +137,11 @@ class Joined:
     def mean(self) -> np.ndarray:
         """fp32 [N, D]."""
         return np.concatenate([part.mean for part in self._parts])
+
+    @property
+    def both(self) -> np.ndarray:
+        """fp32 [N, 2 D]."""
+        return np.concatenate([part.both for part in self._parts])
 
 
 def extract(
@@ -156,12 +171,13 @@ def extract(
     if found is not None:
         return Features.open(found, 0.0)
     started = time.monotonic()
-    tokens = tokenize(load_tokenizer(checkpoint), texts, length)
-    encoder = load_encoder(checkpoint, device=device, dtype=dtype)
-    folder = store.make(
-        "features", key, lambda aside: _write(encoder, tokens, aside, checkpoint, device, progress),
-        about={"checkpoint": checkpoint.name, "reference": checkpoint.reference, "texts": len(texts)},
-    )  # fmt: skip
+    with model_calls(checkpoint.reference):
+        tokens = tokenize(load_tokenizer(checkpoint), texts, length)
+        encoder = load_encoder(checkpoint, device=device, dtype=dtype)
+        folder = store.make(
+            "features", key, lambda aside: _write(encoder, tokens, aside, checkpoint, device, progress),
+            about={"checkpoint": checkpoint.name, "reference": checkpoint.reference, "texts": len(texts)},
+        )  # fmt: skip
     faults.point("features written")
     return Features.open(folder, time.monotonic() - started)
 
@@ -247,12 +263,10 @@ def _write(encoder: Any, tokens: Tokens, folder: Path, checkpoint: Checkpoint, d
             batch = tokens.batch(rows, device)
             states = encoder(**batch, output_hidden_states=True).hidden_states
             mask = batch["attention_mask"]
-            at = mask.argmax(1) if tokens.side == "left" else None
             for layer, state in enumerate(states):
                 mean[layer, rows] = mean_pool(state, mask).float().cpu().numpy()
-                start = state[:, 0] if at is None else state[torch.arange(len(rows)), at]
-                first[layer, rows] = start.float().cpu().numpy()
-            if not np.isfinite(mean[-1, rows]).all() or not np.isfinite(mean[:, rows]).all():
+                first[layer, rows] = first_of(state, mask).float().cpu().numpy()
+            if not (np.isfinite(mean[:, rows]).all() and np.isfinite(first[:, rows]).all()):
                 raise NonFiniteError(
                     f"{checkpoint.reference} computes NaN or infinite features.",
                     "Its weights are damaged, or the number format is too narrow; leave it out or use --dtype float32.",

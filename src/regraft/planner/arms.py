@@ -90,12 +90,16 @@ class Trainer:
 
     def measuring_s(self, arm: Arm) -> float:
         """What measuring an arm on validation data and keeping its state takes."""
-        return 1.2 * self._job.pace[arm.checkpoint.name] * len(self._job.task.validation) + 1.0
+        state = 16 * arm.checkpoint.encoder_parameters / 3e8  # weights, average and two moments in fp32, to disk
+        return 1.2 * self._job.pace[arm.checkpoint.name] * len(self._job.task.validation) + 0.5 + state
 
     def run(self, arm: Arm, choose: Callable[[], Leg]) -> bool:
         """Plan, train and measure one more leg; False when the arm failed."""
         job, number = self._job, len(arm.legs)
         key = f"leg/{arm.name}/{number}"
+        if job.timed and not job.run.ledger.look(f"decision/{key}/plan")[0] and job.free_s() < self.measuring_s(arm):
+            arm.candidate.status, arm.candidate.reason = "stopped", "no time was left for it"
+            return False
         planned = job.decide(f"{key}/plan", f"train {arm.name}", lambda: _plan(choose(), self._why(arm)))
         leg = Leg(planned["steps"], planned["decay"])
         found, done = job.run.ledger.look(f"{key}/done")
@@ -105,7 +109,8 @@ class Trainer:
         job.candidates[arm.name] = arm.candidate
         if "failed" in done:
             arm.failed = True
-            arm.candidate.status, arm.candidate.reason = "failed", done["failed"]
+            arm.candidate.reason = done["failed"]
+            arm.candidate.status = "stopped" if arm.scores else "failed"
             return False
         self._record(arm, Leg(done["made"], leg.decay), done)
         return True

@@ -56,8 +56,12 @@ def finishing_s(job: Job, candidate: Candidate) -> float:
 def measure_speeds(job: Job) -> None:
     """Latency and throughput of every checkpoint that has a candidate on the front of quality and size."""
     metric = job.task.metric
-    measured = [one for one in job.candidates.values() if one.validation is not None and one.status != "failed"]
-    kept, _ = front([Point(one.name, one.quality(metric), one.parameters(job.classes), None) for one in measured])
+    measured = [
+        one
+        for one in job.candidates.values()
+        if one.validation is not None and one.status not in {"failed", "baseline"}
+    ]
+    kept, _ = front([Point(one.name, one.quality(metric), one.parameters(), None) for one in measured])
     speeds: dict[str, dict[str, float]] = {}
     for one in (job.candidates[point.name] for point in kept):
         name = one.checkpoint.name
@@ -82,8 +86,12 @@ def _any_classifier(job: Job, one: Candidate) -> Any:
 def choose_family(job: Job) -> list[Candidate]:
     """The members, the best first. The order is that in which they are made, so that time runs out on the least."""
     metric = job.task.metric
-    measured = [one for one in job.candidates.values() if one.validation is not None and one.status != "failed"]
-    points = [Point(one.name, one.quality(metric), one.parameters(job.classes), one.latency_ms) for one in measured]
+    measured = [
+        one
+        for one in job.candidates.values()
+        if one.validation is not None and one.status not in {"failed", "baseline"}
+    ]
+    points = [Point(one.name, one.quality(metric), one.parameters(), one.latency_ms) for one in measured]
     on_front, beaten = front(points)
     strongest = max(job.baselines, key=lambda one: one["validation"][metric])
     floor = strongest["validation"][metric]

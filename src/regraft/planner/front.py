@@ -35,15 +35,19 @@ def dominates(a: Point, b: Point) -> bool:
 
 
 def front(points: Sequence[Point]) -> tuple[list[Point], dict[str, str]]:
-    """The points that no other dominates, the best first, and for each of the others the name of one that does."""
+    """The points that are kept, the best first, and for each of the others the name of a kept one that dominates it.
+
+    From the best down, and against what is kept only: the latency margin makes dominance intransitive, and nothing may be
+    dropped for the sake of a point that is dropped itself.
+    """
+    kept: list[Point] = []
     beaten: dict[str, str] = {}
-    for point in points:
-        rivals = [other for other in points if other.name != point.name and dominates(other, point)]
-        if rivals:
-            beaten[point.name] = max(rivals, key=lambda rival: (rival.quality, -rival.parameters)).name
-    kept = sorted(
-        (point for point in points if point.name not in beaten), key=lambda point: (-point.quality, point.name)
-    )
+    for point in sorted(points, key=lambda point: (-point.quality, point.parameters, point.name)):
+        rival = next((other for other in kept if dominates(other, point)), None)
+        if rival is None:
+            kept.append(point)
+        else:
+            beaten[point.name] = rival.name
     return kept, beaten
 
 

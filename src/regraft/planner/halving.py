@@ -65,10 +65,12 @@ def train_best(job: Job, trainer: Trainer) -> None:
 def _number_format(job: Job, trainer: Trainer, best: Candidate) -> dict[str, Any]:
     """bfloat16 products where they are measured to be clearly faster here; float32 under a work budget, which must not
     depend on a timing."""
-    if not job.timed or job.free_s() < FEWEST_SECONDS:
+    if not job.timed:
         return {}
 
     def choose() -> tuple[bool, str]:
+        if job.free_s() < FEWEST_SECONDS:
+            return False, "there is no time to train"
         found = trainer.measure_step(_arm(trainer, best, Plan("full", {}, {}, job.seed)))
         words = ", ".join(f"{1000 * seconds:.0f} ms in {name}" for name, seconds in found.items())
         return found["bfloat16"] < BFLOAT16_GAIN * found["float32"], f"a training step takes {words}"

@@ -11,7 +11,7 @@ from regraft.checkpoint import Checkpoint
 from regraft.checkpoint.classifier import softmax
 from regraft.errors import RegraftError
 from regraft.evaluate import score
-from regraft.features import Features, Joined, extract, shared_passes
+from regraft.features import Features, Joined, extract, extract_all, shared_passes
 from regraft.planner.job import Candidate, Job
 from regraft.planner.survey import SCRATCH_ROWS, contenders, correct_pace
 from regraft.task.rows import spread_rows
@@ -33,12 +33,16 @@ def fit_heads(job: Job) -> None:
     rest, rest_rows = _rest_features(job, leading)
     l2: float | None = None
     for checkpoint in order:
+        if checkpoint.name not in job.features:
+            continue
         more = rest.get(checkpoint.name)
         for view in VIEWS:
             if view == "mean" and job.timed and not _worth_mean(job, checkpoint):
                 continue
+            if view == "both" and job.timed and checkpoint not in order[:2]:
+                continue
             # Truncations of one encoder want the same strength: choosing it once saves most of the time of the others.
-            known = l2 if checkpoint in leading else None
+            known = l2 if checkpoint in leading and view != "both" else None
             found = _fit_head(
                 job, checkpoint, view, more, rest_rows, known, first=checkpoint is leader and view == "last"
             )
@@ -75,11 +79,15 @@ def _rest_features(job: Job, group: list[Checkpoint]) -> tuple[dict[str, Feature
     texts = [job.task.train.texts[row] for row in rows]
     job.progress.say(f"Features of {whole.name} on {len(texts):,} more training texts")
     options: dict[str, Any] = {"store": job.store, "device": job.device, "dtype": job.dtype, "progress": job.progress}
-    whole_features = extract(whole, texts, **options)
-    correct_pace(job, whole, whole_features.seconds, len(texts))
-    # That the group shares its pass was checked when it was ranked.
-    shared = {one.name: whole_features.leading(one.num_layers) for one in group if one is not whole}
-    return {whole.name: whole_features, **shared}, rows
+    failed: dict[str, Exception] = {}
+    found = extract_all(group, texts, failed=failed, **options)
+    for checkpoint in group:
+        if checkpoint.name in failed:
+            job.leave_out(checkpoint.reference, failed[checkpoint.name])
+            job.features.pop(checkpoint.name, None)
+    if whole.name in found:
+        correct_pace(job, whole, found[whole.name].seconds, len(texts))
+    return found, rows
 
 
 def _worth_mean(job: Job, checkpoint: Checkpoint) -> bool:
@@ -104,21 +112,23 @@ def _fit_head(
     at = np.arange(len(job.rank_rows))
     of_validation = np.arange(len(at), len(at) + len(job.task.validation))
 
-    def measure() -> dict[str, Any]:
+    def measure(again: dict[str, Any] | None = None) -> dict[str, Any]:
         rows = job.rank_rows if more is None else np.concatenate([job.rank_rows, more_rows])
         views = found.rows(at) if more is None else Joined(found.rows(at), more)
         # The first head is what the answer rests on when all else fails: it may use what is left, the others a share.
-        deadline = job.deadline.part(job.free_s() * (0.8 if first else 0.25)) if job.timed else None
+        deadline = job.deadline.part(job.free_s() * (0.8 if first else 0.25)) if job.timed and again is None else None
+        strength, iterations = (l2, None) if again is None else (again["l2"], again["iterations"])
         labels = job.task.train.labels[rows]
-        head = probe(views, labels, job.classes, view=view, seed=job.seed, deadline=deadline, l2=l2)
+        head = probe(
+            views, labels, job.classes, view=view, seed=job.seed, deadline=deadline, l2=strength, iterations=iterations
+        )
         save_head(head, folder)
         seen = score(job.task.validation.labels, softmax(head.logits(found.rows(of_validation))), job.seed)
         return {"rows": len(rows), "l2": head.l2, "iterations": head.iterations, "validation": seen}
 
-    known = job.run.ledger.look(f"head/{name}")[0]
+    known, logged = job.run.ledger.look(f"head/{name}")
     if known and not folder.is_dir():
-        # The ledger knows the score, the disk lost the head: fitting is deterministic, so it comes back the same.
-        measure()
+        measure(logged)  # the ledger knows how it was fitted, the disk lost it: it comes back the same
     elif not known and not _may_fit(job, first):
         return None
     job.progress.say(f"Probe head {name}")
@@ -166,7 +176,8 @@ def fit_scratch(job: Job) -> None:
             seen = score(validation.labels[few], softmax(logits), job.seed)
             return {"rows": len(rows), "l2": head.l2, "iterations": head.iterations, "validation": seen}
 
-        if not job.affords(job.pace[checkpoint.name] * (len(rows) + len(few)) + 1.0):
+        known = job.run.ledger.look(f"head/{name}")[0]
+        if not known and not job.affords(job.pace[checkpoint.name] * (len(rows) + len(few)) + 1.0):
             continue
         try:
             entry = job.timed_once(f"head/{name}", measure)
@@ -175,4 +186,5 @@ def fit_scratch(job: Job) -> None:
         except RegraftError as fault:
             job.leave_out(checkpoint.reference, fault)
             continue
-        _add(job, name, checkpoint, entry, f"measured on {len(few)} validation texts only")
+        candidate = _add(job, name, checkpoint, entry, f"measured on {len(few)} validation texts only, to compare with")
+        candidate.status = "baseline"

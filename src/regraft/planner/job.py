@@ -46,10 +46,11 @@ class Candidate:
         """Validation score under the task's metric; -1 when it was not measured."""
         return -1.0 if self.validation is None else float(self.validation[metric])
 
-    def parameters(self, classes: int) -> int:
+    def parameters(self) -> int:
         """Parameters of the stored model, head included."""
-        head = 0 if self.method == "as-is" else classes * (self.checkpoint.hidden_size + 1)
-        return self.checkpoint.parameters + head
+        if self.head is None:
+            return self.checkpoint.parameters
+        return self.checkpoint.parameters + self.head.weight.size + self.head.bias.size
 
 
 @dataclass

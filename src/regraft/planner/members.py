@@ -7,8 +7,9 @@ from typing import Any
 
 from regraft import faults
 from regraft.adapt import classifier_from
-from regraft.checkpoint.classifier import probabilities
+from regraft.checkpoint.classifier import model_calls, probabilities
 from regraft.checkpoint.export import load_classifier
+from regraft.errors import CheckpointError
 from regraft.evaluate import score
 from regraft.evaluate.card import Made
 from regraft.evaluate.certify import write_certified
@@ -43,7 +44,13 @@ def make_members(job: Job, trainer: Trainer, chosen: list[Candidate]) -> list[di
                 candidate.status, candidate.reason = "not kept", "on the front, but no time was left to make it"
                 continue
             job.progress.say(f"Member {candidate.name}: writing, checking, measuring on test data")
-            fresh = _make(job, trainer, candidate)
+            try:
+                with model_calls(candidate.name):
+                    fresh = _make(job, trainer, candidate)
+            except CheckpointError as fault:
+                candidate.status, candidate.reason = "failed", str(fault)
+                job.leave_out(candidate.name, fault)
+                continue
             entry = entry if known else job.run.ledger.log(key, fresh)
         made.append(entry)
         faults.point("member tested")
@@ -65,6 +72,11 @@ def _make(job: Job, trainer: Trainer, candidate: Candidate) -> dict[str, Any]:
     with whole_folder(job.run.family / candidate.name) as aside:
         figures = {"test": seen, "test_rows": rows, **speed}
         facts = write_certified(classifier, aside, candidate.name, candidate.checkpoint, job.task, made, figures)
+        if facts["certificate"]["passed"] < facts["certificate"]["claims"]:
+            raise CheckpointError(
+                f"{facts['format']} computes something else from {candidate.name} than was measured.",
+                "Please report this with the name of the base model.",
+            )
         faults.point("member aside")
     faults.point("member written")
     return {
@@ -113,7 +125,7 @@ def _from_scratch(job: Job, trainer: Trainer, best: Candidate, rows: int) -> dic
         found = probabilities(classifier_of(job, trainer, best), job.task.test.texts[:rows])
         return {"test": score(job.task.test.labels[:rows], found, job.seed)}
 
-    parameters = best.parameters(job.classes)
+    parameters = best.parameters()
     return {
         "name": "from scratch", "seconds": best.seconds, "parameters": parameters, "bytes": 4 * parameters,
         "latency_ms": best.latency_ms, "validation": best.validation, "test_rows": rows,

@@ -22,7 +22,7 @@ import torch
 
 from regraft import faults
 from regraft.budget import Budget
-from regraft.errors import CheckpointError, RegraftError
+from regraft.errors import CheckpointError, RegraftError, RunError
 from regraft.features import DTYPES
 from regraft.planner.arms import Trainer
 from regraft.planner.choose import choose_family, measure_speeds, reserve
@@ -43,7 +43,11 @@ from regraft.planner.writing import write_recipe, write_result
 from regraft.progress import SILENT, Progress
 from regraft.store import Store
 from regraft.task import load_task
+from regraft.version import __version__
 from regraft.zoo import Zoo, open_zoo
+
+# Importing the stock library, reading a small encoder and a few texts.
+OPEN_S = 5.0
 
 
 def reuse(
@@ -100,6 +104,12 @@ def reuse(
     folder = Path(out) if out is not None else default_folder(arguments)
     with Run(folder, arguments) as run:
         deadline = run.deadline(limit, used_s=time.monotonic() - begun)
+        finished = run.finished()
+        if finished is not None:
+            if write_report is not None and not Path(finished["report"]).is_file():
+                write_report(finished, Path(finished["report"]))
+            progress.say(f"{folder} holds this run, finished")
+            return Family(finished)
         if run.resumed:
             progress.say(f"Going on with the run in {folder} ({deadline.spent():.0f} s used so far)")
         progress.say(f"Reading {task}")
@@ -125,7 +135,8 @@ def work(job: Job, arguments: dict[str, Any]) -> dict[str, Any]:
     measure_baselines(job)
     trainer = Trainer(job)
     _open_zoo(job)
-    if job.zoo.checkpoints and job.affords(5.0):
+    _same_inputs(job)
+    if job.zoo.checkpoints and job.decide("survey", "open the checkpoints", lambda: _has_time(job)):
         measure_pace(job)
         reserve(job)
         measure_as_is(job)
@@ -136,8 +147,6 @@ def work(job: Job, arguments: dict[str, Any]) -> dict[str, Any]:
         fit_scratch(job)
         reserve(job)
         train_best(job, trainer)
-    elif job.zoo.checkpoints:
-        job.note("too little time", "stop after the baselines", "the budget leaves no time to open a checkpoint")
     measure_speeds(job)
     job.reserve_s = 0.0
     family = choose_family(job)
@@ -145,6 +154,28 @@ def work(job: Job, arguments: dict[str, Any]) -> dict[str, Any]:
     baselines = test_baselines(job, trainer)
     write_recipe(job, arguments, family, members)
     return write_result(job, members, baselines)
+
+
+def _has_time(job: Job) -> tuple[bool, str]:
+    if job.affords(OPEN_S):
+        return True, "there is time for it"
+    return False, "the budget leaves no time to open a checkpoint: the best baseline is the answer"
+
+
+def _same_inputs(job: Job) -> None:
+    """Refuse to go on with a run whose data or checkpoints are others now: its measurements would not be theirs."""
+    now = {
+        "task": job.task.task_id,
+        "checkpoints": {one.name: one.file_id for one in job.zoo.checkpoints},
+        "regraft": __version__,
+    }
+    before = job.run.ledger.once("inputs", lambda: now)
+    changed = sorted(key for key in now if now[key] != before[key])
+    if changed:
+        raise RunError(
+            f"{job.run.folder} was begun with another {' and other '.join(changed)}: what it measured is not about these.",
+            "Give --out a new folder.",
+        )
 
 
 def _open_zoo(job: Job) -> None:

@@ -53,6 +53,16 @@ class Run:
             remove_partials(place)
         faults.point("run folder made")
 
+    def finished(self) -> dict[str, Any] | None:
+        """The result of the run when it is finished and its members are still there; None otherwise."""
+        path = self.folder / "result.json"
+        try:
+            result: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return None
+        whole = all(Path(member["path"]).is_dir() for member in result["family"])
+        return result if whole and self.resumed else None
+
     def deadline(self, budget: Budget, used_s: float = 0.0) -> Deadline:
         """The deadline of this run: what earlier processes used, and `used_s` of this one, count."""
         deadline = Deadline(budget.seconds, self.ledger.spent_before() + used_s)

@@ -10,8 +10,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from regraft import certificate
 from regraft.budget import Budget, Deadline
 from regraft.certificate import Verdict
@@ -88,8 +86,8 @@ def adapt_one(
     methods.get("adapt", method)
     if epochs <= 0:
         raise MethodError(f"{epochs} epochs train nothing.", "Give a positive number.")
-    if out.exists() and any(out.iterdir()):
-        raise CheckpointError(f"{out} is not empty.", "Give --out a new folder.")
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise CheckpointError(f"{out} is not an empty folder.", "Give --out a new folder.")
     limit = Budget.parse(budget) if budget else None
     if limit is not None and limit.seconds is None:
         raise BudgetError(f"{budget!r} does not limit one adaptation.", "Give seconds or minutes: 5m.")
@@ -176,10 +174,8 @@ def evaluate_one(
     with progress.bar("evaluating", len(chosen)):
         found = probabilities(classifier, chosen.texts, advance=progress.advance)
     order = [opened.labels.index(label) for label in loaded.label_names]
-    # A label that the task does not have is a wrong answer, so its share is not given to the others; rows are rescaled
-    # only for what they sum to, which leaves the order of the task's labels as it is.
-    kept = found[:, order]
-    kept = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1e-300)
+    # A label that the task does not have is a wrong answer: such labels keep columns of their own, after the task's.
+    kept = found[:, order + [index for index in range(len(opened.labels)) if index not in set(order)]]
     latency = measure_latency(lambda some: probabilities(classifier, some), chosen.texts, deadline_s=0.6)
     return {"name": opened.name, "split": split, "score": score(chosen.labels, kept, seed), "latency_ms": latency,
             "parameters": opened.parameters, "bytes": opened.bytes}  # fmt: skip

@@ -10,9 +10,9 @@ import numpy as np
 from regraft import faults, methods
 from regraft.adapt import Head, classifier_from
 from regraft.checkpoint import Checkpoint
-from regraft.checkpoint.classifier import probabilities
+from regraft.checkpoint.classifier import model_calls, probabilities
 from regraft.checkpoint.export import load_classifier
-from regraft.errors import RegraftError
+from regraft.errors import BudgetError, RegraftError
 from regraft.evaluate import measure_latency, measure_throughput, score
 from regraft.features import extract_all, shared_passes
 from regraft.planner.job import Candidate, Job
@@ -31,6 +31,9 @@ SCRATCH_ROWS = 200
 RANK_ROWS = 2000
 FEWEST_ROWS = 100
 PACE_TEXTS = 64
+# Reading an encoder, checking that its weights are finite and running a few texts: seconds, and bytes a second.
+OPEN_SECONDS = 2.0
+OPEN_BYTES = 1.5e8
 
 
 def measure_baselines(job: Job) -> None:
@@ -86,9 +89,13 @@ def measure_as_is(job: Job) -> None:
             continue
 
         def measure(checkpoint: Checkpoint = checkpoint) -> dict[str, Any]:
-            probs = as_is_probabilities(job, checkpoint, job.task.validation.texts)
+            with model_calls(checkpoint.reference):
+                probs = as_is_probabilities(job, checkpoint, job.task.validation.texts)
             return {"validation": score(job.task.validation.labels, probs, job.seed)}
 
+        known = job.run.ledger.look(f"as-is/{checkpoint.name}")[0]
+        if not known and not job.affords(job.pace[checkpoint.name] * len(job.task.validation) + 1.0):
+            continue
         try:
             entry = job.timed_once(f"as-is/{checkpoint.name}", measure)
         except RegraftError as fault:
@@ -112,6 +119,14 @@ def measure_pace(job: Job) -> None:
     texts = job.task.train.texts[:PACE_TEXTS]
     for group in shared_passes(job.zoo.checkpoints).values():
         whole = group[0]
+        known = job.run.ledger.look(f"pace/{whole.name}")[0]
+        if not known and job.pace and not job.affords(OPEN_SECONDS + whole.bytes / OPEN_BYTES):
+            for checkpoint in group:
+                job.leave_out(
+                    checkpoint.reference, BudgetError("There was no time to open it.", "Give a larger budget.")
+                )
+                job.zoo.checkpoints.remove(checkpoint)
+            continue
         try:
             entry = job.run.ledger.once(f"pace/{whole.name}", lambda whole=whole: _pace(job, whole, texts))  # type: ignore[misc]
         except RegraftError as fault:
@@ -139,6 +154,11 @@ def correct_pace(job: Job, checkpoint: Checkpoint, seconds: float, texts: int) -
 
 
 def _pace(job: Job, checkpoint: Checkpoint, texts: list[str]) -> dict[str, float]:
+    with model_calls(checkpoint.reference):
+        return _measured_pace(job, checkpoint, texts)
+
+
+def _measured_pace(job: Job, checkpoint: Checkpoint, texts: list[str]) -> dict[str, float]:
     checkpoint.check_finite()
     nothing = Head(
         "last", np.zeros((job.classes, checkpoint.hidden_size), np.float32), np.zeros(job.classes, np.float32)

@@ -122,7 +122,9 @@ def write_result(job: Job, members: list[dict[str, Any]], baselines: list[dict[s
             "notes": list(task.notes),
         },
         "zoo": {"reference": job.zoo.reference, "checkpoints": [
-            {"name": one.name, "reference": one.reference, "checkpoint_id": one.checkpoint_id, "model_type": one.model_type,
+            {"name": one.name, "reference": one.reference, "model_type": one.model_type,
+             # Hashing what was never opened, for lack of time, would take time that is not there.
+             "checkpoint_id": one.checkpoint_id if one.name in job.features else None,
              "parameters": one.parameters, "encoder_parameters": one.encoder_parameters, "bytes": one.bytes,
              "layers": one.num_layers, "hidden_size": one.hidden_size, "licence": one.licence}
             for one in job.zoo.checkpoints
@@ -148,10 +150,12 @@ def write_result(job: Job, members: list[dict[str, Any]], baselines: list[dict[s
 
 
 def _candidate(job: Job, one: Candidate) -> dict[str, Any]:
-    parameters = one.parameters(job.classes)
+    parameters = one.parameters()
     return {
         "name": one.name, "checkpoint": one.checkpoint.name, "method": one.method,
         "settings": {} if one.plan is None else {**one.plan.settings, **one.plan.options},
+        "encoder_parameters": one.checkpoint.encoder_parameters, "bytes_bf16": 2 * parameters,
+        "throughput": one.throughput,
         "status": one.status, "reason": one.reason, "parameters": parameters, "bytes": 4 * parameters,
         "latency_ms": one.latency_ms, "seconds": one.seconds, "validation": one.validation, "curve": one.curve,
     }  # fmt: skip

@@ -79,7 +79,7 @@ VALUES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "legs": ("a list of [steps, decay]", _legs),
     "dtype": ("float32, bfloat16 or float16", lambda value: value in ("float32", "bfloat16", "float16")),
     "split": (f"one of {', '.join(SPLITS)}", lambda value: value in SPLITS),
-    "view": ("last or mean", lambda value: value in ("last", "mean")),
+    "view": ("last, both or mean", lambda value: value in ("last", "both", "mean")),
     "l2": ("a number", lambda value: isinstance(value, int | float) and value >= 0),
 }  # fmt: skip
 _MAY_BE_NULL = frozenset(

@@ -110,13 +110,16 @@ def snippet(member: Entry) -> str:
 
 def replay(result: Entry) -> str:
     """The command that makes the family again from its recipe."""
-    recipe = PurePath(result["report"]).parent / "family" / "recipe.yaml"
-    return f"regraft run {shlex.quote(str(recipe))}"
+    run = PurePath(result["report"]).parent
+    return f"regraft run {shlex.quote(str(run / 'family' / 'recipe.yaml'))} --out {shlex.quote(f'{run}-again')}"
 
 
 def _score_sentence(entry: Entry, result: Entry) -> str:
     """What the chosen one reaches on test data."""
-    metric, size = result["task"]["metric"], words.format_integer(result["task"]["sizes"]["test"])
+    metric, size = (
+        result["task"]["metric"],
+        words.format_integer(entry.get("test_rows") or result["task"]["sizes"]["test"]),
+    )
     value = words.format_percent(words.value_of(entry["test"], metric))
     interval = words.format_interval(words.interval_of(entry["test"], metric))
     within = f" (95{words.SPACE}% interval {interval})" if interval else ""
