@@ -150,7 +150,8 @@ def work(job: Job, arguments: dict[str, Any]) -> dict[str, Any]:
     measure_speeds(job)
     job.reserve_s = 0.0
     family = choose_family(job)
-    members = make_members(job, trainer, family)
+    # Made in the order of need, so that time runs out on the least; shown from the best down.
+    members = sorted(make_members(job, trainer, family), key=lambda one: -one["validation"][task.metric])
     baselines = test_baselines(job, trainer)
     write_recipe(job, arguments, family, members)
     return write_result(job, members, baselines)
