@@ -176,3 +176,12 @@ def test_the_features_are_not_changed() -> None:
     kept = features.copy()
     fit_logistic(features, labels, 4)
     assert np.array_equal(features, kept)
+
+
+def test_dead_columns_get_no_weight() -> None:
+    """all-MiniLM-L6-v2 has columns of 1e-32; standardising them gave weights of 1e31, and infinite gradients later."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    features = (rng.standard_normal((90, 6)) + 2 * np.eye(3, 6)[labels]).astype(np.float32)
+    features[:, 4] = 1e-32 * rng.standard_normal(90)
+    assert np.abs(fit_logistic(features, labels, 3, l2=1e-2).weight).max() < 100

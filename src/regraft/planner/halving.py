@@ -41,7 +41,13 @@ class Limit:
 
 def train_best(job: Job, trainer: Trainer) -> None:
     """Both brackets, the small one first: its share is fixed, the main one takes what is left."""
-    probes = [one for one in job.candidates.values() if one.method == "probe" and one.validation is not None]
+    # Training starts from the head on the last layer's mean. First tokens vary little in shallow encoders, so a head on them
+    # has large weights, and the first steps of the encoder blow up its logits (docs/diary.md).
+    probes = [
+        one
+        for one in job.candidates.values()
+        if one.method == "probe" and one.validation is not None and one.head is not None and one.head.view == "last"
+    ]
     trainable = [one for one in probes if one.checkpoint.random is None] or probes
     if not trainable:
         return

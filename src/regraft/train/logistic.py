@@ -81,7 +81,9 @@ def fit_logistic(
         raise NonFiniteError("The features hold NaN or infinite values.", "Leave that checkpoint out.")
     mean = given.mean(axis=0, dtype=np.float64)
     std = given.std(axis=0, dtype=np.float64)
-    std[std <= 1e-7 * np.abs(mean)] = 1.0  # constant, as far as fp32 can tell
+    # Constant as far as fp32 can tell, or dead: trained encoders have columns of 1e-32, and a weight of 1e31 on one of them
+    # leaves the probe as it is but the gradients of a fine-tune that starts from it at infinity.
+    std[(std <= 1e-7 * np.abs(mean)) | (std <= 1e-6 * std.max(initial=0.0)) | (std == 0.0)] = 1.0
     z = ((given - mean) / std).astype(np.float32)
     if l2 is None:
         part = deadline.part(0.6 * deadline.left()) if deadline is not None else None
