@@ -1,10 +1,11 @@
 """Fifty real `kill -9` at random moments; every run is started again and must end with the same weights.
 
-    python benchmarks/kill.py [--kills 50] [--budget 6trials]
+    python benchmarks/kill.py [--kills 50] [--budget 14trials]
 
-A run under a work budget is done once without interruption. Then runs are started, killed at a random moment of the time
-that the first one took, and started again, until fifty kills have hit; each run must finish and its family must hold
-the same members with the same bytes. All runs have one store of their own each: nothing is shared with the first run.
+A run under a work budget is done once without interruption; fourteen trials are enough for both brackets and a rung of
+successive halving. Then runs are started, killed at a random moment of the time that the first one took, and started again,
+until fifty kills have hit; each run must finish and its family must hold the same members with the same bytes. All runs have
+one store of their own each: nothing is shared with the first run.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def main() -> None:
     """Kill, go on, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--budget", default="6trials", help="a work budget: its end does not depend on time")
+    parser.add_argument("--budget", default="14trials", help="a work budget: its end does not depend on time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which runs are killed")
     given = parser.parse_args()
     chance = random.Random(given.seed)

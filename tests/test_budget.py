@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import FrozenInstanceError
 
 import pytest
 
-from regraft.budget import Budget, Deadline
+from regraft.budget import Budget, Deadline, downloaded
 from regraft.errors import BudgetError
 
 INFINITE = float("inf")
@@ -124,6 +125,22 @@ def test_a_part_of_an_unlimited_deadline() -> None:
 
 def test_nothing_is_left_of_a_part_of_nothing() -> None:
     assert Deadline(1.0, spent_s=3.0, clock=Clock()).part(5.0).left() == 0.0
+
+
+def test_a_download_is_waited_for_until_the_deadline() -> None:
+    never = threading.Event()
+    with pytest.raises(
+        BudgetError, match=r"hf:org/name was not downloaded within 0 s.*files that have arrived are kept"
+    ):
+        downloaded("hf:org/name", never.wait, Deadline(0.05))
+    assert downloaded("hf:org/name", lambda: "there", Deadline(60.0)) == "there"
+    with pytest.raises(KeyError):
+        downloaded("hf:org/name", lambda: {}["its own fault"], Deadline(60.0))
+
+
+@pytest.mark.parametrize("deadline", [None, Deadline(None)])
+def test_without_a_limit_a_download_takes_as_long_as_it_needs(deadline: Deadline | None) -> None:
+    assert downloaded("hf:org/name", threading.current_thread, deadline) is threading.current_thread()
 
 
 def test_the_own_clock_runs() -> None:

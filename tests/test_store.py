@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -205,6 +206,41 @@ def test_a_failed_replacement_leaves_the_older_folder(tmp_path: Path, monkeypatc
     with pytest.raises(StoreError, match="could not be written: Input/output error"), whole_folder(target) as aside:
         (aside / "new").write_text("new")
     assert names(tmp_path) == {"target", "old"}
+
+
+@pytest.mark.parametrize("opened", ["for writing", "as a run", "after a newer one"])
+def test_a_folder_comes_back_when_its_replacement_was_killed_between_the_renames(opened: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with whole_folder(target) as aside:
+        (aside / "old").write_text("old")
+    child = os.fork()
+    if child == 0:
+        rename = Path.rename
+
+        def then_die(self: Path, to: Path) -> Path:
+            rename(self, to)
+            os.kill(os.getpid(), signal.SIGKILL)
+            return to
+
+        Path.rename = then_die  # type: ignore[method-assign]
+        with whole_folder(target) as aside:
+            (aside / "new").write_text("new")
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert not target.exists()
+    if opened == "for writing":
+        with whole_folder(tmp_path / "other"):  # another folder's leftovers are not taken for its own
+            assert not target.exists()
+        with pytest.raises(RuntimeError), whole_folder(target):
+            raise RuntimeError
+        assert names(target) == {"old"}
+    elif opened == "as a run":
+        remove_partials(tmp_path)
+        assert names(tmp_path) == {"target", "old"}
+    else:
+        target.mkdir()
+        remove_partials(tmp_path)
+        assert names(tmp_path) == {"target"}
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

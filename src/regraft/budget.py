@@ -7,11 +7,15 @@ what earlier, interrupted processes of the same run spent counts (`spent_s`), th
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from regraft.errors import BudgetError
+
+Found = TypeVar("Found")
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|trials?)")
@@ -77,3 +81,37 @@ class Deadline:
         """A deadline of its own that ends after `seconds`, or with this one, whichever is sooner."""
         limit = min(seconds, self.left())
         return Deadline(None if limit == float("inf") else limit, clock=self._clock)
+
+
+def downloaded(what: str, fetch: Callable[[], Found], deadline: Deadline | None) -> Found:
+    """The result of `fetch`, when it is there before the deadline; without one it may take as long as it needs.
+
+    A client that waits for a server cannot be told to stop, so `fetch` runs in a thread that is left behind: it ends with the
+    process, and what it has fetched by then is in the cache.
+
+    Raises:
+        BudgetError: It is not there in time.
+    """
+    seconds = float("inf") if deadline is None else deadline.left()
+    if seconds == float("inf"):
+        return fetch()
+    found: list[Found] = []
+    faults: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(fetch())
+        except BaseException as fault:  # raised again where the caller waits
+            faults.append(fault)
+
+    thread = threading.Thread(target=run, name=f"download of {what}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if faults:
+        raise faults[0]
+    if not found:
+        raise BudgetError(
+            f"{what} was not downloaded within {seconds:.0f} s, what the budget leaves for it.",
+            "Run the same command again (files that have arrived are kept), or give a larger budget.",
+        )
+    return found[0]

@@ -17,6 +17,7 @@ POINTS = (
     "leg trained",
     "leg written",
     "leg measured",
+    "soup measured",
     "family chosen",
     "member aside",
     "member written",

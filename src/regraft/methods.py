@@ -31,6 +31,7 @@ _OWN = {
     "rank": "regraft.rank",
     "adapt": "regraft.adapt",
     "baseline": "regraft.evaluate.baselines",
+    "merge": "regraft.merge.methods",
 }
 
 

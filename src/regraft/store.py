@@ -30,6 +30,8 @@ from regraft.errors import StoreError
 
 DEFAULT_LIMIT = 20 * 2**30
 _ABOUT = "about.json"
+# What an older folder is called while a newer one takes its place.
+_OLD = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.old\.partial")
 
 
 def key_of(operation: str, **parts: Any) -> str:
@@ -42,18 +44,21 @@ def key_of(operation: str, **parts: Any) -> str:
 def whole_folder(target: Path) -> Iterator[Path]:
     """A folder to write into that becomes `target` when the block ends, and vanishes when it raises.
 
-    An older `target` is replaced. What a killed process leaves behind is a hidden `.partial` sibling, never `target`.
+    An older `target` is replaced by two renames. A process killed between them leaves the older one as a hidden
+    `.old.partial` sibling: it comes back when `target` is next written, or the run that holds it next opened
+    (`remove_partials`). What else a killed process leaves behind is a hidden `.partial` sibling, never `target`.
     """
     aside = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
     try:
+        restore_folders(target.parent, target.name)
         aside.mkdir(parents=True)
         yield aside
         _sync(aside)
-        _replace_folder(aside, target)
+        replace_folder(aside, target)
     except OSError as fault:
-        raise _in_words(fault, target) from fault
+        raise in_words(fault, target) from fault
     except SafetensorError as fault:  # what safetensors makes of an OSError while it writes
-        raise _in_words(OSError(_errno_in(str(fault)), str(fault)), target) from fault
+        raise in_words(OSError(_errno_in(str(fault)), str(fault)), target) from fault
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -68,13 +73,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as fault:
-        raise _in_words(fault, path) from fault
+        raise in_words(fault, path) from fault
     finally:
         aside.unlink(missing_ok=True)
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left half-written directly under `folder`."""
+    """Remove what killed processes left half-written directly under `folder`; what they had moved aside comes back.
+
+    Only for a folder that no other process is writing into.
+    """
+    restore_folders(folder)
     for left in folder.glob(".*.partial"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -137,7 +146,7 @@ class Store:
             lock = FileLock(self.root / "locks" / f"{key}.lock")
             lock.acquire()
         except OSError as fault:
-            raise _in_words(fault, self.root) from fault
+            raise in_words(fault, self.root) from fault
         try:
             yield
         finally:
@@ -197,11 +206,25 @@ def default_root() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "regraft"
 
 
-def _replace_folder(aside: Path, target: Path) -> None:
+def restore_folders(parent: Path, name: str | None = None) -> None:
+    """Give folders under `parent` (the one called `name`, or all) their name back that a killed process had moved aside.
+
+    One whose place has been taken stays aside. Only for folders that no other process is writing.
+    """
+    for old in sorted(parent.glob(".*.old.partial")):
+        found = _OLD.fullmatch(old.name)
+        if found is None or name not in (None, found["name"]) or (parent / found["name"]).exists():
+            continue
+        with suppress(OSError):  # what cannot be renamed cannot be replaced either, and that says why
+            old.rename(parent / found["name"])
+
+
+def replace_folder(aside: Path, target: Path) -> None:
+    """Rename `aside` to `target`; an older `target` is moved aside first, and removed at the end."""
     if not target.exists():
         aside.rename(target)
         return
-    old = aside.with_name(aside.name.replace(".partial", ".old.partial"))
+    old = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.old.partial")
     target.rename(old)
     try:
         aside.rename(target)
@@ -223,7 +246,7 @@ def _errno_in(text: str) -> int:
     return int(found[1]) if found else errno.EIO
 
 
-def _in_words(fault: OSError, path: Path) -> StoreError:
+def in_words(fault: OSError, path: Path) -> StoreError:
     if fault.errno == errno.ENOSPC:
         return StoreError(f"The disk is full: {path} was not written.", "Free some space, or run `regraft store gc`.")
     if fault.errno == errno.EROFS or isinstance(fault, PermissionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from regraft.budget import Deadline
 from regraft.checkpoint import hub, open_checkpoint
-from regraft.errors import BadReferenceError, HubError
+from regraft.errors import BadReferenceError, BudgetError, HubError
 
 SECRET = "hf_secret_token"
+COMMIT = "0123abcd" * 5
 
 
 def answer(status: int) -> SimpleNamespace:
@@ -56,7 +59,7 @@ def test_a_fault_during_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **options: object) -> str:
         raise OSError(28, "No space left on device")
 
-    listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename="config.json")])
+    listing = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename="config.json")])
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repository, **options: listing)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
     with pytest.raises(HubError, match="could not be downloaded") as caught:
@@ -71,10 +74,11 @@ def test_only_safe_files_are_downloaded(monkeypatch: pytest.MonkeyPatch, tiny_be
     fetched = []
 
     def download(repository: str, name: str, **options: object) -> str:
+        assert options["revision"] == COMMIT, "files of one repository would be of different commits"
         fetched.append(name)
         return str(tiny_bert / name)
 
-    listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    listing = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name) for name in names])
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repository, **options: listing)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert hub.snapshot("org/name") == tiny_bert
@@ -82,10 +86,35 @@ def test_only_safe_files_are_downloaded(monkeypatch: pytest.MonkeyPatch, tiny_be
 
 
 def test_a_repository_without_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename="pytorch_model.bin")])
+    listing = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename="pytorch_model.bin")])
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repository, **options: listing)
     with pytest.raises(HubError, match="holds none of the files of a checkpoint"):
         hub.snapshot("org/name")
+
+
+@pytest.mark.parametrize("revision", ["", "@v1", f"@{COMMIT}"])
+def test_what_was_downloaded_is_found_offline_by_its_revision(
+    revision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bert: Path
+) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / COMMIT
+    shutil.copytree(tiny_bert, snapshot)
+    names = sorted(path.name for path in tiny_bert.iterdir())
+    listing = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, **options: str(snapshot / name))
+    with monkeypatch.context() as online:
+        online.setattr(huggingface_hub.HfApi, "model_info", lambda self, repository, **options: listing)
+        assert hub.snapshot(f"org/name{revision}") == snapshot
+    assert open_checkpoint(f"hf:org/name{revision}").folder == snapshot  # HF_HUB_OFFLINE is set
+
+
+def test_a_download_ends_with_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    listing = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename="config.json")])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repository, **options: listing)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, **options: never.wait())
+    with pytest.raises(BudgetError, match="hf:org/name was not downloaded within"):
+        open_checkpoint("hf:org/name", Deadline(0.05))
 
 
 def test_what_is_in_the_cache_is_found_offline(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from regraft.checkpoint import open_checkpoint
+from regraft.checkpoint import open_checkpoint, safety
 from regraft.errors import BadReferenceError, CheckpointError, NonFiniteError, UnsafeCheckpointError
 
 Copy = Callable[..., Path]
@@ -177,6 +177,28 @@ def test_links_that_leave_the_folder(tiny_bert: Path, copy_of: Copy, tmp_path: P
     (folder / "below" / "inside.json").symlink_to(folder / "config.json")
     (tmp_path / "link").symlink_to(folder)
     assert open_checkpoint(str(tmp_path / "link")).num_layers == 4
+
+
+def test_links_are_found_however_deep_they_lie(tiny_bert: Path, copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copy_of(tiny_bert)
+    deep = folder.joinpath(*"abcdefgh")
+    deep.mkdir(parents=True)
+    (deep / "circle").symlink_to(folder)
+    assert open_checkpoint(str(folder)).num_layers == 4
+    (deep / "notes.txt").symlink_to("/etc/hostname")
+    refused(folder, UnsafeCheckpointError, str(deep / "notes.txt"), "leaves the folder")
+    monkeypatch.setattr(safety, "MOST_ENTRIES", 10)
+    refused(folder, CheckpointError, str(folder), "holds more than 10 files and folders")
+
+
+def test_the_bytes_of_a_member_do_not_depend_on_how_its_parent_is_stored(tiny_bert: Path, copy_of: Copy) -> None:
+    folder = copy_of(tiny_bert)
+    narrow = {name: tensor.astype(np.float16) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(narrow, folder / "model.safetensors", metadata={"format": "pt"})
+    found, wide = open_checkpoint(str(folder)), open_checkpoint(str(tiny_bert))
+    assert found.bytes < wide.bytes
+    expected = 4 * wide.parameters + (tiny_bert / "tokenizer.json").stat().st_size
+    assert found.member_bytes == wide.member_bytes == expected
 
 
 def test_the_hub_caches_own_links_are_followed(tiny_bert: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_dry_run_predicts_and_writes_nothing(tiny_bert: Path, toy_task_files: Pa
 
 
 def test_rank(tiny_bert: Path, toy_task_files: Path) -> None:
-    found = call("rank", toy_task_files, "--zoo", tiny_bert, "--budget", "1m")
+    found = call("rank", toy_task_files, "--zoo", tiny_bert, "--budget", "1m", "--dtype", "bfloat16")
     assert sorted(one["rank"] for one in found["ranking"]) == list(range(1, len(found["ranking"]) + 1))
     assert all(one["low"] <= one["score"] <= one["high"] for one in found["ranking"])
 
@@ -113,7 +113,7 @@ def test_verify_passes_and_fails_by_exit_status(member: Path, toy_task_files: Pa
 
 
 def test_lists(tiny_bert: Path, toy_task_files: Path) -> None:
-    assert {"rank", "adapt", "baseline"} == {one["capability"] for one in call("methods")}
+    assert {"rank", "adapt", "baseline", "merge"} == {one["capability"] for one in call("methods")}
     assert [one["layers"] for one in call("zoo", "ls", tiny_bert)["checkpoints"]] == [4, 4]
     assert call("zoo", "show", f"{tiny_bert}#layers=2")["layers"] == 2
     assert call("task", "show", toy_task_files)["metric"] == "accuracy"
@@ -128,6 +128,7 @@ def test_lists(tiny_bert: Path, toy_task_files: Path) -> None:
         (["reuse", "builtin:pydoc", "--budget", "soon"], "Write it as 30s, 10m"),
         (["reuse", "builtin:pydoc", "--device", "tpu"], "There is no device 'tpu' here"),
         (["reuse", "builtin:pydoc", "--dtype", "int3"], "Unknown number format"),
+        (["rank", "builtin:pydoc", "--dtype", "int3"], "Choose one of float32"),
         (["reuse", "builtin:pydoc", "--metric", "bleu"], "accuracy"),
         (["rank", "builtin:pydoc", "--budget", "3trials"], "Give seconds or minutes"),
         (["adapt", "nowhere", "builtin:pydoc", "--out", "x", "--method", "lorra"], "Did you mean lora"),

@@ -7,8 +7,8 @@ import pytest
 
 from regraft import methods
 from regraft.errors import TaskError
-from regraft.evaluate import metrics
-from regraft.evaluate.baselines import majority, tfidf
+from regraft.evaluate import baselines, metrics
+from regraft.evaluate.baselines import LONGEST, length_read, majority, seconds_a_text, tfidf
 
 BASELINES = methods.methods("baseline")
 TOPICS = (("cat", "dog", "horse", "bird"), ("rain", "snow", "wind", "sun"), ("song", "piano", "drum", "choir"))
@@ -104,3 +104,23 @@ def test_tfidf_reads_single_letters_and_signs() -> None:
 def test_texts_without_a_word_are_refused() -> None:
     with pytest.raises(TaskError, match="All 2 texts are empty"):
         tfidf(["", " \n"], np.array([0, 1]), 2)
+
+
+def test_short_texts_are_read_whole_and_long_ones_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, labels = toy(60, seed=0)
+    assert length_read(texts) == LONGEST
+    long = [text + " end" * LONGEST for text in texts]
+    assert length_read(long) == LONGEST
+    monkeypatch.setattr(baselines, "MOST_CHARACTERS", 60 * 100)
+    assert length_read(long) == 100
+    assert length_read(texts) == LONGEST  # together they hold less
+    fitted = tfidf(long, labels, 3)
+    assert fitted.predict(long) == pytest.approx(fitted.predict(baselines.cut(long, 100)))
+    assert metrics(labels, fitted.predict(texts))["accuracy"] > 0.9
+
+
+def test_seconds_grow_with_what_is_read() -> None:
+    short, middle, long = (seconds_a_text(["x" * size] * 10) for size in (50, 500, 10**6))
+    assert 0 < middle < long < 0.01
+    assert middle == pytest.approx(10 * short)
+    assert seconds_a_text([]) == 0.0

@@ -42,7 +42,7 @@ def test_the_metadata_is_what_the_hub_reads(tiny_bert: Path, toy_task_files: Pat
 def test_the_text_says_what_was_measured(tiny_bert: Path, toy_task_files: Path) -> None:
     parent, task = open_checkpoint(str(tiny_bert)), load_task(str(toy_task_files))
     text = card("tiny-full", "sentence-transformers", parent, task, FULL, FIGURES)
-    for words in ("0.9123 (0.8800 to 0.9400, 95 % bootstrap)", "1,234 test examples", "22,713,216", "3.1 ms", "3 classes",
+    for words in ("0.9123 (0.8800 to 0.9400, 95 % interval)", "1,234 test examples", "22,713,216", "3.1 ms", "3 classes",
                   f"`{tiny_bert}`", "regraft verify", "120 steps, seed 7", "Licence: mit"):  # fmt: skip
         assert words in text, words
 

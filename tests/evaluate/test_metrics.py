@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score
 
 from regraft.errors import NonFiniteError, TaskError
-from regraft.evaluate import bootstrap_intervals, mean_interval, metrics, paired_difference, score
+from regraft.evaluate import (
+    bootstrap_intervals,
+    mean_interval,
+    metrics,
+    paired_difference,
+    proportion_interval,
+    score,
+    wilson_interval,
+)
 from regraft.evaluate.metrics import BINS, METRICS
 
 
@@ -76,8 +85,11 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         metrics([0, 1, 2, 3], probabilities)
     with pytest.raises(TaskError, match="Labels run from -1"):
         metrics([0, 1, 2, -1], probabilities)
-    with pytest.raises(TaskError, match="Unknown metric 'f2'"):
-        paired_difference([0, 1, 2, 0], probabilities, probabilities, metric="f2")
+    labels = np.array([0, 1, 2, 0])
+    with pytest.raises(TaskError, match="Unknown metric 'calibration_error'"):
+        paired_difference(labels, labels, labels, metric="calibration_error")
+    with pytest.raises(TaskError, match="Cannot compare 4 with 3 predictions for 4 labels"):
+        paired_difference(labels, labels, labels[:3])
 
 
 def test_a_score_is_metrics_and_intervals_ready_for_json() -> None:
@@ -106,8 +118,9 @@ def test_the_order_of_the_examples_changes_no_interval() -> None:
     _, other = predictions(50, 3, seed=3)
     order = np.random.default_rng(0).permutation(50)
     assert bootstrap_intervals(labels[order], probabilities[order]) == bootstrap_intervals(labels, probabilities)
-    there = paired_difference(labels, probabilities, other, metric="macro_f1")
-    assert paired_difference(labels[order], probabilities[order], other[order], metric="macro_f1") == there
+    first, second = probabilities.argmax(1), other.argmax(1)
+    there = paired_difference(labels, first, second, metric="macro_f1")
+    assert paired_difference(labels[order], first[order], second[order], metric="macro_f1") == there
     assert mean_interval(probabilities[order, 0]) == mean_interval(probabilities[:, 0])
 
 
@@ -142,26 +155,55 @@ def test_the_bootstrap_has_the_standard_error_of_a_proportion() -> None:
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.75 * 0.25 / 400), rel=0.08)
 
 
-def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_a_paired_difference_is_narrower_than_two_intervals(metric: str) -> None:
     labels, good = predictions(300, 3, seed=6)
     worse = good.copy()
     worse[:30] = np.roll(worse[:30], 1, axis=1)
-    difference, low, high = paired_difference(labels, good, worse)
-    assert difference == pytest.approx(metrics(labels, good)["accuracy"] - metrics(labels, worse)["accuracy"])
+    difference, low, high = paired_difference(labels, good.argmax(1), worse.argmax(1), metric=metric)
+    assert difference == pytest.approx(metrics(labels, good)[metric] - metrics(labels, worse)[metric])
     assert 0 < low < difference < high
-    alone = bootstrap_intervals(labels, good)["accuracy"]
+    alone = bootstrap_intervals(labels, good)[metric]
     assert high - low < alone[1] - alone[0]
 
 
-def test_a_model_does_not_differ_from_itself() -> None:
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_a_model_does_not_differ_from_itself(metric: str) -> None:
     labels, probabilities = predictions(40, 3, seed=7)
-    for metric in METRICS:
-        assert paired_difference(labels, probabilities, probabilities, metric=metric) == (0.0, 0.0, 0.0)
+    predicted = probabilities.argmax(1)
+    assert paired_difference(labels, predicted, predicted, metric=metric) == (0.0, 0.0, 0.0)
 
 
 def test_a_paired_difference_changes_its_sign_with_the_order() -> None:
     labels, first = predictions(60, 3, seed=8)
     _, second = predictions(60, 3, seed=9)
-    there, back = paired_difference(labels, first, second), paired_difference(labels, second, first)
+    there = paired_difference(labels, first.argmax(1), second.argmax(1))
+    back = paired_difference(labels, second.argmax(1), first.argmax(1))
     assert there[0] == -back[0]
     assert there[1] == pytest.approx(-back[2], abs=0.05)
+
+
+def test_the_ranking_means_the_same_by_too_close() -> None:
+    labels, first = predictions(200, 3, seed=8)
+    _, second = predictions(200, 3, seed=9)
+    right = [(found.argmax(1) == labels).astype(float) for found in (first, second)]
+    _, low, high = paired_difference(labels, first.argmax(1), second.argmax(1), resamples=4000)
+    assert mean_interval(right[0] - right[1], resamples=4000) == pytest.approx((low, high), abs=0.01)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize(("right", "of"), [(0, 1), (1, 1), (0, 12), (12, 12), (7, 12), (500, 500), (931, 1000)])
+def test_wilsons_interval_is_that_of_scipy(right: int, of: int, level: float) -> None:
+    expected = binomtest(right, of).proportion_ci(level, "wilson")
+    assert wilson_interval(right, of, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_all_right_on_a_few_examples_is_not_certain(right: bool) -> None:
+    labels = np.arange(20) % 4
+    found = bootstrap_intervals(labels, np.eye(4)[labels if right else (labels + 1) % 4])
+    assert found["accuracy"] == wilson_interval(20 * right, 20)
+    assert proportion_interval(np.full(20, right)) == found["accuracy"]
+    assert found["macro_f1"] == (float(right), float(right))
+    mixed = np.arange(20) < 19
+    assert proportion_interval(mixed) == mean_interval(mixed)

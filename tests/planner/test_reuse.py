@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 
 from regraft import faults
 from regraft.errors import RunError, RunLockedError
+from regraft.ledger import Ledger
 from regraft.planner.family import Family
-from regraft.planner.ledger import Ledger
 from regraft.planner.run import Run
 
 Reuse = Callable[..., Family]
@@ -22,6 +23,10 @@ Reuse = Callable[..., Family]
 
 def weights(family: Family) -> dict[str, str]:
     return {member.name: member.facts["weights_id"] for member in family}
+
+
+def against_best(family: Family) -> dict[str, Any]:
+    return {one["name"]: one["against_best"] for one in [*family.result["family"], *family.result["baselines"]]}
 
 
 def test_family_is_whole(run_reuse: Reuse, tmp_path: Path) -> None:
@@ -41,6 +46,27 @@ def test_family_is_whole(run_reuse: Reuse, tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert stored == json.loads(json.dumps(family.result))
     assert {"majority", "tfidf", "from scratch"} <= {entry["name"] for entry in family.result["baselines"]}
+
+
+def test_each_is_compared_with_the_answer_on_the_same_examples(run_reuse: Reuse) -> None:
+    family = run_reuse()
+    entries = {one["name"]: one for one in [*family.result["family"], *family.result["baselines"]]}
+    answer = entries.pop(family.answer)
+    assert answer["against_best"] is None
+    for one in entries.values():
+        found = one["against_best"]
+        assert found["rows"] == family.result["task"]["sizes"]["test"]
+        assert found["difference"] == pytest.approx(one["test"]["accuracy"] - answer["test"]["accuracy"])
+        assert found["low"] <= found["difference"] <= found["high"]
+
+
+def test_the_bytes_of_a_candidate_are_those_of_its_folder_or_close_to_them(run_reuse: Reuse) -> None:
+    family = run_reuse()
+    listed = {one["name"]: one["bytes"] for one in family.result["candidates"]}
+    for member in family:
+        assert listed[member.name] == member.bytes
+        same = [one for one in family.result["candidates"] if one["checkpoint"] == member.facts["checkpoint"]]
+        assert [one["bytes"] for one in same] == pytest.approx([member.bytes] * len(same), rel=0.1)
 
 
 def test_family_is_a_front_and_best_is_first(run_reuse: Reuse) -> None:
@@ -69,30 +95,30 @@ def test_same_seed_gives_the_same_weights(run_reuse: Reuse) -> None:
     assert weights(run_reuse(out="one")) == weights(run_reuse(out="two"))
 
 
-@pytest.mark.parametrize("point", faults.POINTS)
-def test_killed_at_a_fault_point_ends_the_same(point: str, run_reuse: Reuse, tmp_path: Path) -> None:
-    whole = run_reuse(out="whole")
+def killed_at(point: str, work: Callable[[], object]) -> None:
+    """Do it in a child that dies at the fault point; nothing of it may be cleaned up."""
     child = os.fork()
-    if child == 0:  # the child dies at the point; nothing of it may be cleaned up
+    if child == 0:
         faults.hook = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == point else None
-        run_reuse(out="killed")
+        work()
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), f"{point} was never passed"
+
+
+@pytest.mark.parametrize("point", faults.POINTS)
+def test_killed_at_a_fault_point_ends_the_same(point: str, run_reuse: Reuse, tmp_path: Path) -> None:
+    whole = run_reuse(out="whole")
+    killed_at(point, lambda: run_reuse(out="killed"))
     again = run_reuse(out="killed")
     assert weights(again) == weights(whole)
+    assert against_best(again) == against_best(whole)
     assert not list((tmp_path / "killed").rglob("*.partial"))
 
 
 @pytest.mark.parametrize("point", ["features written", "ranked", "leg measured", "family chosen", "result written"])
 def test_killed_under_a_time_budget_keeps_what_was_decided(point: str, run_reuse: Reuse, tmp_path: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        faults.hook = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == point else None
-        run_reuse("20s", out="killed")
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), f"{point} was never passed"
+    killed_at(point, lambda: run_reuse("20s", out="killed"))
     ledger = Ledger(tmp_path / "killed" / "ledger.sqlite")
     before = {key: value for key, _, value in ledger.entries()}
     ledger.close()
@@ -116,8 +142,6 @@ def test_run_whose_time_is_over_still_ends_with_what_it_has(run_reuse: Reuse, tm
 
 
 def test_other_data_under_the_same_name_are_refused(run_reuse: Reuse, toy_task_files: Path, tmp_path: Path) -> None:
-    import shutil
-
     data = shutil.copytree(toy_task_files, tmp_path / "data")
     run_reuse(task=str(data))
     (tmp_path / "run" / "result.json").unlink()
@@ -148,11 +172,14 @@ def test_other_arguments_are_refused(run_reuse: Reuse) -> None:
         run_reuse(seed=1)
 
 
-def test_too_little_time_gives_a_baseline(run_reuse: Reuse) -> None:
-    family = run_reuse("1s")
+@pytest.mark.parametrize("why", ["too little time", "nothing usable in the zoo"])
+def test_without_a_member_a_baseline_is_the_answer(why: str, run_reuse: Reuse, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    family = run_reuse("1s") if why == "too little time" else run_reuse(zoo=str(tmp_path / "empty"))
     assert family.answer in {"tfidf", "majority"}
     assert family.best is None
     assert all(entry["test"]["accuracy"] >= 0 for entry in family.result["baselines"])
+    assert (why == "too little time") or family.result["left_out"]
 
 
 def test_time_budget_is_kept(run_reuse: Reuse) -> None:
@@ -161,44 +188,34 @@ def test_time_budget_is_kept(run_reuse: Reuse) -> None:
     assert family.members
 
 
-def test_damaged_checkpoint_is_left_out_and_the_rest_goes_on(run_reuse: Reuse, tiny_bert: Path, tmp_path: Path) -> None:
-    import shutil
-
-    zoo = tmp_path / "zoo"
-    shutil.copytree(tiny_bert, zoo / "good")
-    shutil.copytree(tiny_bert, zoo / "cut")
-    file = zoo / "cut" / "model.safetensors"
+def cut_short(file: Path) -> str:
+    """Damage a file of weights; what the report must name."""
     file.write_bytes(file.read_bytes()[:-100])
-    family = run_reuse(zoo=str(zoo))
-    assert [entry["reference"] for entry in family.result["left_out"]] == [str(zoo / "cut")]
-    assert "model.safetensors" in family.result["left_out"][0]["problem"]
-    assert family.members
+    return file.name
 
 
-def test_non_finite_weights_are_left_out(run_reuse: Reuse, tiny_bert: Path, tmp_path: Path) -> None:
-    import shutil
-
+def make_infinite(file: Path) -> str:
     from safetensors.numpy import load_file, save_file
 
-    zoo = tmp_path / "zoo"
-    shutil.copytree(tiny_bert, zoo / "good")
-    shutil.copytree(tiny_bert, zoo / "nan")
-    file = zoo / "nan" / "model.safetensors"
-    tensors = load_file(file)
-    name = sorted(tensors)[0]
-    tensors[name] = tensors[name].copy()
-    tensors[name].flat[0] = float("nan")
+    tensors = {name: tensor.copy() for name, tensor in load_file(file).items()}
+    name = min(tensors)
+    tensors[name].flat[0] = float("inf")
     save_file(tensors, file, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("damage", [cut_short, make_infinite])
+def test_damaged_checkpoint_is_left_out_and_the_rest_goes_on(
+    damage: Callable[[Path], str], run_reuse: Reuse, tiny_bert: Path, tmp_path: Path
+) -> None:
+    zoo = tmp_path / "zoo"
+    for name in ("good", "bad"):
+        shutil.copytree(tiny_bert, zoo / name)
+    named = damage(zoo / "bad" / "model.safetensors")
     family = run_reuse(zoo=str(zoo))
-    left = [entry for entry in family.result["left_out"] if entry["reference"] == str(zoo / "nan")]
-    assert left and name in left[0]["problem"]
-
-
-def test_zoo_with_nothing_usable_gives_a_baseline(run_reuse: Reuse, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    family = run_reuse(zoo=str(tmp_path / "empty"))
-    assert family.best is None and family.answer in {"tfidf", "majority"}
-    assert family.result["left_out"]
+    assert {entry["reference"].split("#")[0] for entry in family.result["left_out"]} == {str(zoo / "bad")}
+    assert named in family.result["left_out"][0]["problem"]
+    assert family.members
 
 
 def test_checkpoint_with_the_labels_is_measured_as_it_is(run_reuse: Reuse, tmp_path: Path) -> None:

@@ -74,6 +74,12 @@ def test_equal_features_are_too_close_to_call() -> None:
     assert [(one.checkpoint, one.group) for one in ranked] == [("a", 1), ("b", 1), ("bad", 2)]
 
 
+def test_a_perfect_probe_is_not_certain() -> None:
+    (only,) = rank({"perfect": view(50.0)}, LABELS, n_classes=CLASSES)
+    assert (only.score, only.high) == (1.0, 1.0)
+    assert 0.95 < only.low < 1.0
+
+
 def test_close_features_share_a_group() -> None:
     ranked = rank({"a": view(1.5, seed=1), "b": view(1.55, seed=2)}, LABELS, n_classes=CLASSES)
     assert [one.group for one in ranked] == [1, 1]

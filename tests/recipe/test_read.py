@@ -113,52 +113,85 @@ def test_what_is_wrong_is_named_with_its_line(old: str, new: str, line: int, wor
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("", "line 1: no mapping"),
-        ("- regraft\n", "line 1: no mapping"),
-        ("just words\n", "line 1: no mapping"),
-        ("regraft: 1\ntask: {reference: data}\n", "line 1: recipe lacks steps"),
-        ("regraft: 1\ntask: data\nsteps: {a: {op: features, checkpoint: b}}\n", "line 2: task is no mapping"),
-        ("regraft: 1\ntask: {reference: data}\nsteps: {}\n", "line 3: steps holds no step"),
-        ("regraft: 1\ntask: {reference: data}\nsteps:\n", "line 3: steps holds no step"),
-        ("regraft: 1\nregraft: 1\n", "line 2"),
-        ("regraft: 1\ntask: [unclosed\n", "is not YAML"),
-        ("regraft: 1\n\ttask: tab\n", "is not YAML"),
-        ("regraft: 1\ntask: !!python/object:os.system {reference: data}\nsteps: {a: 3}\n", "line 3"),
-    ],
-)
-def test_what_is_no_recipe_is_refused(content: str, words: str, path: Path) -> None:
-    path.write_text(content)
+NO_RECIPE: list[tuple[str | bytes, str]] = [
+    ("", "line 1: no mapping"),
+    ("- regraft\n", "line 1: no mapping"),
+    ("just words\n", "line 1: no mapping"),
+    ("regraft: 1\ntask: {reference: data}\n", "line 1: recipe lacks steps"),
+    ("regraft: 1\ntask: data\nsteps: {a: {op: features, checkpoint: b}}\n", "line 2: task is no mapping"),
+    ("regraft: 1\ntask: {reference: data}\nsteps: {}\n", "line 3: steps holds no step"),
+    ("regraft: 1\ntask: {reference: data}\nsteps:\n", "line 3: steps holds no step"),
+    ("regraft: 1\nregraft: 1\n", "line 2"),
+    ("regraft: 1\ntask: [unclosed\n", "is not YAML"),
+    ("regraft: 1\n\ttask: tab\n", "is not YAML"),
+    ("regraft: 1\ntask: !!python/object:os.system {reference: data}\nsteps: {a: 3}\n", "line 3"),
+    (
+        "regraft: 1\ntask: {reference: data}\nsteps:\n"
+        "  a: {op: export, model: b}\n  b: {op: evaluate, model: c}\n  c: {op: export, model: a}\n",
+        "need each other. Break the circle",
+    ),
+    (b"regraft: \xff\xfe", "cannot be read"),
+    (b"#" * (5 * 2**20), "is larger than"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), NO_RECIPE, ids=[words for _, words in NO_RECIPE])
+def test_what_is_no_recipe_is_refused(content: str | bytes, words: str, path: Path) -> None:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(RecipeError, match=r"recipe.yaml") as caught:
         read_recipe(path)
     assert words in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["recipe.yaml", "."])
+def test_a_file_that_is_not_there(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
-        read_recipe(path)
-    with pytest.raises(RecipeError, match="cannot be read"):
-        read_recipe(tmp_path)
-    path.write_bytes(b"regraft: \xff\xfe")
-    with pytest.raises(RecipeError, match="cannot be read"):
-        read_recipe(path)
-    path.write_bytes(b"#" * (5 * 2**20))
-    with pytest.raises(RecipeError, match="is larger than"):
-        read_recipe(path)
-
-
-def test_a_longer_circle_is_found(path: Path) -> None:
-    path.write_text(
-        "regraft: 1\ntask: {reference: data}\nsteps:\n"
-        "  a: {op: export, model: b}\n  b: {op: evaluate, model: c}\n  c: {op: export, model: a}\n"
-    )
-    with pytest.raises(RecipeError, match=r"need each other. Break the circle"):
-        read_recipe(path)
+        read_recipe(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["all-MiniLM-L6-v2-l3-full", "my model-probe", "mödell", "a+b-lora", "1"])
 def test_every_name_that_a_checkpoint_can_have_is_a_step(name: str, path: Path) -> None:
     path.write_text(f"regraft: 1\ntask: {{reference: data}}\nsteps:\n  {name}: {{op: features, checkpoint: a}}\n")
     assert [step.name for step in read_recipe(path).steps] == [name]
+
+
+MERGED = """\
+regraft: 1
+task: {reference: data}
+steps:
+  soup: {op: export, model: soup.merge}
+  one: {op: adapt, checkpoint: tiny, method: probe}
+  measured: {op: evaluate, model: soup.merge}
+  two: {op: adapt, checkpoint: tiny, method: full, head: {view: last}}
+  soup.merge: {op: merge, method: linear, models: [one, two]}
+"""
+
+
+def test_a_merge_comes_after_its_models_and_before_what_uses_it(path: Path) -> None:
+    path.write_text(MERGED)
+    assert [step.name for step in read_recipe(path).steps] == ["one", "two", "soup.merge", "soup", "measured"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[one, two]", "[one]", "expected a list of at least two steps"),
+        ("[one, two]", "one", "expected a list of at least two steps"),
+        ("[one, two]", "[one, tow]", "needs 'tow', which is no step. Did you mean 'two'"),
+        ("[one, two]", "[one, measured]", "need each other"),
+        ("[one, two]", "[one, soup.merge]", "need each other"),
+        ("method: linear", "method: ties", "has the method 'ties', expected 'linear'"),
+        ("merge, method: linear,", "merge,", "step 'soup.merge' lacks method"),
+        ("tiny, method: full", "other, method: full", "'one' on the checkpoint tiny with 'two' on other"),
+        ("view: last", "view: both", "'one' on the view last with 'two' on both"),
+        ("method: probe", "method: as-is", "averages 'one', a checkpoint as it is"),
+        ("models: [one, two]", "models: [one, two], weights: [1, 2]", "no key 'weights'"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_with_its_line(old: str, new: str, words: str, path: Path) -> None:
+    assert old in MERGED
+    path.write_text(MERGED.replace(old, new, 1))
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    assert words in str(caught.value)
+    assert "line " in str(caught.value)

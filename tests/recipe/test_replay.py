@@ -100,6 +100,35 @@ def test_what_a_recipe_says_changes_the_weights(content: Content, run: Callable[
     assert len(set(found.values())) == 6
 
 
+def test_a_merge_is_the_average_of_models_that_need_not_be_exported(
+    content: Content, run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    steps = content["steps"]
+    steps["full.adapt"]["head"] = {"view": "last"}
+    source = {key: steps["full.adapt"][key] for key in ("op", "checkpoint", "checkpoint_id")}
+    steps["lora.adapt"] = {**source, "method": "lora", "legs": [[4, 0]], "settings": {"batch": 8, "warmup": 2}}
+    parts = ("probe.adapt", "full.adapt", "lora.adapt")
+    steps["soup.merge"] = {"op": "merge", "method": "linear", "models": list(parts)}
+    for name in ("lora", "soup"):
+        steps[name] = {"op": "export", "model": f"{name}.{'merge' if name == 'soup' else 'adapt'}"}
+    paths = {one["name"]: Path(one["path"]) for one in run(content)["models"]}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"probe", "full", "lora", "soup"}
+    models = {name: dict(load_member(path).named_parameters()) for name, path in paths.items()}
+    merged = models.pop("soup")
+    for name, value in merged.items():
+        wanted = sum(model[name].detach().double() for model in models.values()) / 3
+        assert torch.allclose(value.double(), wanted, rtol=1e-6, atol=1e-8), name
+    assert {one.outcome for one in certificate.verify(paths["soup"], Context())} <= {"pass", "cannot check"}
+
+    for name in ("probe", "full", "lora"):
+        del steps[name]
+    (alone,) = run(content, "alone")["models"]
+    assert alone["name"] == "soup"
+    assert {path.name for path in (tmp_path / "alone").iterdir()} == {"soup"}
+    same = dict(load_member(Path(alone["path"])).named_parameters())
+    assert all(torch.equal(value, merged[name]) for name, value in same.items())
+
+
 def test_a_classifier_as_it_is(tiny_classifier: Path, content: Content, run: Run) -> None:
     content["steps"] = {
         "made": {"op": "adapt", "checkpoint": str(tiny_classifier), "method": "as-is"},

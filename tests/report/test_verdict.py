@@ -16,8 +16,11 @@ def text_of(result: dict[str, Any]) -> str:
     return " ".join(verdict(words.clean(result)).sentences).replace(words.SPACE, " ")
 
 
-def score(value: float, low: float, high: float) -> dict[str, Any]:
-    return {"test": {"accuracy": value, "intervals": {"accuracy": [low, high]}}}
+def choose(result: dict[str, Any], name: str) -> None:
+    """Another answer, with which nothing has been compared yet."""
+    result["best"] = name
+    for one in [*result["family"], *result["baselines"]]:
+        one["against_best"] = None
 
 
 def test_the_answer_and_why(result: dict[str, Any]) -> None:
@@ -31,18 +34,21 @@ def test_the_answer_and_why(result: dict[str, Any]) -> None:
 
 
 def test_a_choice_that_is_not_the_best_on_validation_is_not_said_to_be(result: dict[str, Any]) -> None:
-    result["best"] = "minilm-l3-full"
+    choose(result, "minilm-l3-full")
     assert "best on validation" not in text_of(result)
 
 
 def test_a_result_too_close_to_a_baseline_says_so(result: dict[str, Any]) -> None:
-    result["best"] = "minilm-l2-probe"
+    choose(result, "minilm-l2-probe")
+    assert "0.3 points above the best baseline" in text_of(result)
+    tfidf = next(one for one in result["baselines"] if one["name"] == "tfidf")
+    tfidf["against_best"] = {"difference": -0.003, "low": -0.011, "high": 0.005, "rows": 3080}
     assert "too close to call against the best baseline" in text_of(result)
 
 
 def test_a_result_below_a_baseline_says_so(variants: ModuleType) -> None:
     made = variants.baseline_beats_family()
-    made["best"] = "minilm-l6-full"
+    choose(made, "minilm-l6-full")
     assert "2.0 points below the best baseline" in text_of(made)
 
 
@@ -92,22 +98,24 @@ def test_of_many_alternatives_the_smallest_and_the_fastest_stay(variants: Module
 
 
 def test_a_larger_and_worse_member_is_no_alternative(result: dict[str, Any]) -> None:
-    result["best"] = "minilm-l2-probe"
+    choose(result, "minilm-l2-probe")
     assert verdict(result).alternatives == ()
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("entry", "expected"),
     [
-        (score(0.92, 0.91, 0.93), score(0.925, 0.915, 0.935), True),
-        (score(0.92, 0.91, 0.93), score(0.935, 0.925, 0.945), False),
-        (score(0.92, 0.80, 0.99), score(0.935, 0.93, 0.94), False),
-        ({"test": {"accuracy": 0.9}}, score(0.9, 0.8, 1.0), False),
+        ({"against_best": {"low": -0.01, "high": 0.002}}, True),
+        ({"against_best": {"low": 0.0, "high": 0.0}}, True),
+        ({"against_best": {"low": -0.01, "high": -0.002}}, False),
+        ({"against_best": {"low": 0.002, "high": 0.01}}, False),
+        ({"against_best": {"low": None, "high": None}}, False),
+        ({"against_best": None}, False),
+        ({}, False),
     ],
 )
-def test_too_close_needs_each_value_in_the_others_interval(one: Any, other: Any, expected: bool) -> None:
-    assert too_close(one, other, "accuracy") is expected
-    assert too_close(other, one, "accuracy") is expected
+def test_too_close_is_an_interval_of_the_difference_that_holds_zero(entry: Any, expected: bool) -> None:
+    assert too_close(entry) is expected
 
 
 @pytest.mark.parametrize("format", ["transformers", "sentence-transformers"])

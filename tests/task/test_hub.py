@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from regraft.errors import BadReferenceError, HubError, RegraftError, TaskError
+from regraft.budget import Deadline
+from regraft.errors import BadReferenceError, BudgetError, HubError, RegraftError, TaskError
 from regraft.task import load_task
 from regraft.task.arrow import parse_hub
 
@@ -134,6 +136,17 @@ def test_without_a_network_the_cache_is_used(hub: Callable[..., list[tuple[Any, 
         load_task("hf:org/name")
     (tmp_path / "cache" / "org___name").mkdir(parents=True)
     assert len(load_task("hf:org/name").label_names) == 2
+
+
+def test_a_download_ends_with_its_deadline(
+    hub: Callable[..., list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    hub()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: threading.Event().wait())
+    with pytest.raises(BudgetError, match="hf:org/name was not downloaded within"):
+        load_task("hf:org/name", deadline=Deadline(0.05))
 
 
 def test_a_local_folder_is_not_taken_for_the_hub(hub: Callable[..., list[tuple[Any, ...]]], tmp_path: Path) -> None:

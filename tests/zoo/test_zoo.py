@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from regraft.budget import Deadline
 from regraft.errors import BadReferenceError, CheckpointError
 from regraft.zoo import open_zoo
 
@@ -120,6 +122,14 @@ def test_a_list_goes_on_past_what_is_not_there(tiny_bert: Path) -> None:
     assert [found.name for found in zoo.checkpoints] == ["tiny-bert", "tiny-bert-random"]
     assert [entry.reference for entry in zoo.left_out] == ["no/such/folder", "pip:no-such-package-anywhere", "zip:x"]
     assert all(entry.problem and entry.remedy for entry in zoo.left_out)
+
+
+def test_what_is_not_downloaded_in_time_is_left_out(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regraft.checkpoint.hub._fetch", lambda *_: threading.Event().wait())
+    zoo = open_zoo(f"hf:org/name,{tiny_bert}", Deadline(0.05))
+    assert [found.name for found in zoo.checkpoints] == ["tiny-bert", "tiny-bert-random"]
+    assert [entry.reference for entry in zoo.left_out] == ["hf:org/name"]
+    assert "was not downloaded within" in zoo.left_out[0].problem
 
 
 def test_a_comma_in_a_folders_name(tiny_bert: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from regraft.budget import Deadline
 from regraft.checkpoint import blocks, card, identity, lengths, reference, safety
 from regraft.checkpoint.adapter import Adapter, open_adapter
 from regraft.checkpoint.architecture import defaults_of, labels_of, stock_config
@@ -112,6 +113,18 @@ class Checkpoint:
             return 4 * self.parameters
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def member_bytes(self) -> int:
+        """Bytes of a model made from it, without a head: parameters in float32, in which models are written whatever the
+        checkpoint is stored in, and the tokenizer's files as they are stored."""
+        whole = self.encoder_folder / "tokenizer.json"
+        files = (
+            [whole]
+            if whole.exists()
+            else [self.encoder_folder / name for name in (*safety.TOKENIZER_FILES, "merges.txt")]
+        )
+        return 4 * self.parameters + sum(file.stat().st_size for file in files if file.exists())
+
     @cached_property
     def _adapter(self) -> Adapter | None:
         return None if self.adapter is None else open_adapter(self.adapter)
@@ -185,18 +198,22 @@ class Checkpoint:
         return identity.sha256(*parts)
 
 
-def open_checkpoint(text: str) -> Checkpoint:
+def open_checkpoint(text: str, deadline: Deadline | None = None) -> Checkpoint:
     """Open a checkpoint by a reference (see `regraft.checkpoint.reference`): headers and small files only.
+
+    Args:
+        deadline: Of downloads; None lets them take as long as they need.
 
     Raises:
         BadReferenceError: The reference cannot be read or found, or asks for more layers than there are.
         HubError: The Hub says no or cannot be reached.
+        BudgetError: Not downloaded before the deadline.
         CheckpointError: A file is missing, damaged or of a kind that cannot be computed here; names it.
         UnsafeCheckpointError: It would have to run code, read a pickle, or leave its folder.
     """
     parsed = reference.parse(text)
-    folder = reference.locate(parsed.base)
-    adapter = None if parsed.adapter is None else reference.locate(parsed.adapter)
+    folder = reference.locate(parsed.base, deadline)
+    adapter = None if parsed.adapter is None else reference.locate(parsed.adapter, deadline)
     try:
         if adapter is not None:
             open_adapter(adapter)
@@ -211,10 +228,10 @@ def _open_folder(parsed: reference.Reference, folder: Path, adapter: Path | None
     safety.check_links(folder)
     modules = tuple(safety.read_modules(folder))
     encoder_folder = folder / modules[0][1] if modules else folder
-    config = _read_config(folder, encoder_folder)
+    config = read_config(folder, encoder_folder)
     made = stock_config(encoder_folder / "config.json", config)
     safety.check_tokenizer(encoder_folder)
-    tensors = {} if parsed.random is not None else _read_all_tensors(folder, encoder_folder, modules)
+    tensors = {} if parsed.random is not None else read_all_tensors(folder, encoder_folder, modules)
     if tensors and not any(made.hidden_size in tensor.shape for tensor in tensors.values()):
         raise CheckpointError(
             f"{encoder_folder / 'config.json'} says hidden_size {made.hidden_size}, but no tensor has that size.",
@@ -243,7 +260,7 @@ def _open_folder(parsed: reference.Reference, folder: Path, adapter: Path | None
     )
 
 
-def _read_config(folder: Path, encoder_folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, encoder_folder: Path) -> dict[str, Any]:
     """config.json, with every small file beside it checked for requests to run code."""
     path = encoder_folder / "config.json"
     if not path.exists() and (folder / "model_index.json").exists():
@@ -265,9 +282,7 @@ def _read_config(folder: Path, encoder_folder: Path) -> dict[str, Any]:
     return safety.without_kernels(path, config)
 
 
-def _read_all_tensors(
-    folder: Path, encoder_folder: Path, modules: tuple[tuple[str, str], ...]
-) -> dict[str, TensorInfo]:
+def read_all_tensors(folder: Path, encoder_folder: Path, modules: tuple[tuple[str, str], ...]) -> dict[str, TensorInfo]:
     """The encoder's tensors, and those of the sentence-transformers modules after it."""
     tensors = read_tensors(encoder_folder)
     if not tensors:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from regraft.budget import Deadline, downloaded
 from regraft.errors import BadReferenceError, HubError, RegraftError
+from regraft.store import write_whole
 
 # No pickles, no code, no copies for other runtimes.
 ALLOWED = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md", "LICENSE*"]
 IGNORED = ["onnx/*", "openvino/*", "checkpoint-*/*", "runs/*", "*.fp16.safetensors", "*.fp32-*"]
-ANSWER_TIMEOUT_S = 10.0  # without a byte; a slow download may take as long as it needs
+ANSWER_TIMEOUT_S = 10.0  # without a byte; how long a whole download may take is the deadline's to say
 
 
-def snapshot(name: str) -> Path:
+def snapshot(name: str, deadline: Deadline | None = None) -> Path:
     """The local folder of `org/name[@revision]`, downloaded if the cache does not have it.
+
+    All of its files are of one commit: the one that the revision means when it is asked for.
 
     Messages never repeat what the Hub's client says: that text can hold URLs with signatures.
 
     Raises:
         BadReferenceError: No name of a repository.
         HubError: Gated, absent, unreachable, or not in the cache while offline.
+        BudgetError: Not downloaded before the deadline.
     """
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository) or ".." in repository or (name.count("@") and not revision):
@@ -31,7 +37,7 @@ def snapshot(name: str) -> Path:
     from huggingface_hub import errors
 
     try:
-        return _fetch(repository, revision or None)
+        return downloaded(f"hf:{name}", lambda: _fetch(repository, revision or None), deadline)
     except RegraftError:
         raise
     except errors.GatedRepoError:
@@ -84,9 +90,26 @@ def _fetch(repository: str, revision: str | None) -> Path:
             f"hf:{repository} holds none of the files of a checkpoint.",
             "Give a repository with config.json and weights.",
         )
+    commit = info.sha or revision
     for name in wanted:
-        path = huggingface_hub.hf_hub_download(repository, name, revision=revision, etag_timeout=ANSWER_TIMEOUT_S)
-    return Path(path).parents[len(PurePosixPath(name).parts) - 1]
+        path = huggingface_hub.hf_hub_download(repository, name, revision=commit, etag_timeout=ANSWER_TIMEOUT_S)
+    folder = Path(path).parents[len(PurePosixPath(name).parts) - 1]
+    _remember(folder, revision or "main")
+    return folder
+
+
+def _remember(snapshot: Path, revision: str) -> None:
+    """Note in the cache which commit a revision means, as downloads by the revision's name do, to find it offline.
+
+    Only when all of it is there: until then the cache goes on with the commit that it has whole.
+    """
+    if snapshot.parent.name != "snapshots" or snapshot.name == revision:
+        return
+    reference = snapshot.parent.parent / "refs" / revision
+    with suppress(OSError, RegraftError):  # a cache that cannot be written is still good to read from
+        if not reference.is_file() or reference.read_text() != snapshot.name:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(reference, snapshot.name)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from regraft.budget import Deadline
 from regraft.checkpoint import hub, wheel
 from regraft.errors import BadReferenceError, CheckpointError
 
@@ -95,12 +96,13 @@ def _split_adapter(text: str) -> tuple[str, str | None]:
     return text, None
 
 
-def locate(base: str) -> Path:
+def locate(base: str, deadline: Deadline | None = None) -> Path:
     """The folder that a reference without adapter and fragment means; downloads from the Hub where it must.
 
     Raises:
         BadReferenceError: It cannot be read or found.
         HubError: The Hub says no or cannot be reached.
+        BudgetError: Not downloaded before the deadline.
     """
     if exists(base):
         path = Path(base).expanduser()
@@ -115,7 +117,7 @@ def locate(base: str) -> Path:
         raise BadReferenceError(f"There is no folder {base}.", hint)
     scheme, rest = match[1], match[2]
     if scheme == "hf":
-        return hub.snapshot(rest)
+        return hub.snapshot(rest, deadline)
     if scheme == "pip":
         return wheel.folder_of_package(rest)
     if scheme == "builtin":

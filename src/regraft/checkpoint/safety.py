@@ -20,20 +20,24 @@ TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
     "spm.model", "source.spm", "bpe.codes",
 )  # fmt: skip
-_DEPTH = 3  # folders below a checkpoint that can hold files of it
+# Files and folders that a checkpoint's folder may hold: a training run that kept every state stays far below.
+MOST_ENTRIES = 20_000
 
 
 def check_links(folder: Path) -> None:
     """Refuse links that leave the folder; the Hub cache's own links into `blobs/` stay within their repository.
 
+    Every folder below is looked through, links to folders excepted: where they lead is inside, and so seen anyway.
+
     Raises:
-        UnsafeCheckpointError: Names the link and where it leads.
+        UnsafeCheckpointError: Names the link.
+        CheckpointError: There is more below the folder than `MOST_ENTRIES`.
     """
     root = folder.resolve()
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
-    for path in _walk(root, _DEPTH):
+    for path in _walk(root):
         if path.is_symlink():
             target = path.resolve()
             if not any(target.is_relative_to(place) for place in allowed):
@@ -43,11 +47,20 @@ def check_links(folder: Path) -> None:
                 )
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        yield path
-        if depth > 1 and path.is_dir() and not path.is_symlink():
-            yield from _walk(path, depth - 1)
+def _walk(root: Path) -> Iterator[Path]:
+    """Every file, link and folder below `root`, in a fixed order."""
+    waiting, seen = [root], 0
+    while waiting:
+        for path in sorted(waiting.pop().iterdir()):
+            seen += 1
+            if seen > MOST_ENTRIES:
+                raise CheckpointError(
+                    f"{root} holds more than {MOST_ENTRIES:,} files and folders, too many to check for links out of it.",
+                    "Give a folder with the checkpoint's files alone.",
+                )
+            yield path
+            if path.is_dir() and not path.is_symlink():
+                waiting.append(path)
 
 
 def check_no_code(path: Path, content: Any) -> None:

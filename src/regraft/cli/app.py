@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from regraft.cli import options as opt
+from regraft.cli.merge import merge
 from regraft.errors import RegraftError
 from regraft.version import __version__
 
@@ -141,6 +142,7 @@ def rank(
     max_rows: opt.MaxRows = None,
     seed: opt.Seed = 0,
     device: opt.Device = "cpu",
+    dtype: opt.Dtype = "float32",
     json: opt.Json = False,
 ) -> None:
     """Rank the checkpoints of a zoo for a task, without training any.
@@ -150,8 +152,8 @@ def rank(
     from regraft.cli import show
     from regraft.planner.single import rank_zoo
 
-    found = rank_zoo(task, zoo, budget, device=device, progress=show.Terminal(), started=BEGUN, text_column=text_column,
-                     label_column=label_column, metric=metric, max_rows=max_rows, seed=seed)  # fmt: skip
+    found = rank_zoo(task, zoo, budget, device=device, dtype=dtype, progress=show.Terminal(), started=BEGUN,
+                     text_column=text_column, label_column=label_column, metric=metric, max_rows=max_rows, seed=seed)  # fmt: skip
     if json:
         show.as_json(found)
         return
@@ -171,13 +173,17 @@ def adapt(
     out: Annotated[Path, typer.Option("--out", help="Where the model is written.")],
     method: Annotated[str, typer.Option("--method", help="probe, lora or full.")] = "full",
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the training data (lora, full).")] = 3.0,
-    budget: Annotated[Optional[str], typer.Option("--budget", help="Stop training in time: 5m.")] = None,  # noqa: UP045
+    budget: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--budget", help="Time for the whole command, which uses less data where it must: 5m."),
+    ] = None,
     text_column: opt.TextColumn = None,
     label_column: opt.LabelColumn = None,
     metric: opt.Metric = "accuracy",
     max_rows: opt.MaxRows = None,
     seed: opt.Seed = 0,
     device: opt.Device = "cpu",
+    dtype: opt.Dtype = "float32",
     json: opt.Json = False,
 ) -> None:
     """Adapt one checkpoint to a task with one method.
@@ -187,8 +193,8 @@ def adapt(
     from regraft.cli import show
     from regraft.planner.single import adapt_one
 
-    found = adapt_one(checkpoint, task, out, method=method, epochs=epochs, budget=budget, device=device, seed=seed,
-                      progress=show.Terminal(), started=BEGUN, text_column=text_column, label_column=label_column,
+    found = adapt_one(checkpoint, task, out, method=method, epochs=epochs, budget=budget, device=device, dtype=dtype,
+                      seed=seed, progress=show.Terminal(), started=BEGUN, text_column=text_column, label_column=label_column,
                       metric=metric, max_rows=max_rows)  # fmt: skip
     if json:
         show.as_json(found)
@@ -284,6 +290,9 @@ def verify(
         show.table("", ["outcome", "known", "claim", "reason"], rows)
     if any(one.outcome == "fail" for one in verdicts):
         raise typer.Exit(2)
+
+
+app.command()(merge)
 
 
 @app.command()

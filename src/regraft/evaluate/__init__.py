@@ -1,7 +1,16 @@
 """Measuring: scores with intervals, baselines, latency, and the certificate of what was measured."""
 
 from regraft.evaluate.latency import measure_latency, measure_throughput
-from regraft.evaluate.metrics import Score, bootstrap_intervals, mean_interval, metrics, paired_difference, score
+from regraft.evaluate.metrics import (
+    Score,
+    bootstrap_intervals,
+    mean_interval,
+    metrics,
+    paired_difference,
+    proportion_interval,
+    score,
+    wilson_interval,
+)
 
 __all__ = [
     "Score",
@@ -11,5 +20,7 @@ __all__ = [
     "measure_throughput",
     "metrics",
     "paired_difference",
+    "proportion_interval",
     "score",
+    "wilson_interval",
 ]

@@ -25,6 +25,7 @@ class Made:
             "as-is": "The checkpoint as it is; nothing was trained.",
             "probe": "A linear head on the frozen encoder (mean over tokens), fitted by logistic regression.",
             "full": "The head was fitted first, then the encoder was trained together with it.",
+            "soup": "The average of the weights of several adaptations of one checkpoint, chosen on validation data.",
             "lora": "The head was fitted first, then low-rank updates were trained and folded into the weights.",
         }.get(self.method, f"Made with the method {self.method}.")
         steps = sum(steps for steps, _ in self.legs)
@@ -87,7 +88,7 @@ def card(name: str, form: str, parent: Checkpoint, task: Task, made: Made, figur
 
 | on {figures["test_rows"]:,} test examples | value |
 |---|---|
-| accuracy | {test["accuracy"]:.4f} ({low:.4f} to {high:.4f}, 95 % bootstrap) |
+| accuracy | {test["accuracy"]:.4f} ({low:.4f} to {high:.4f}, 95 % interval) |
 | macro F1 | {test["macro_f1"]:.4f} |
 | calibration error | {test["calibration_error"]:.4f} |
 | parameters | {figures["parameters"]:,} |

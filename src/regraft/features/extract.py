@@ -25,7 +25,7 @@ from regraft import faults
 from regraft.checkpoint import Checkpoint, load_encoder, load_tokenizer, max_length
 from regraft.checkpoint.batches import Tokens, sorted_batches, tokenize
 from regraft.checkpoint.classifier import first_of, mean_pool, model_calls
-from regraft.errors import NonFiniteError
+from regraft.errors import MethodError, NonFiniteError
 from regraft.progress import SILENT, Progress
 from regraft.store import Store, key_of
 
@@ -35,6 +35,17 @@ SHARED_TOLERANCE = 1e-4
 
 # The number formats of a pass, by the name that users give.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def number_format(name: str) -> torch.dtype:
+    """The number format of that name.
+
+    Raises:
+        MethodError: There is none.
+    """
+    if name not in DTYPES:
+        raise MethodError(f"Unknown number format {name!r}.", f"Choose one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 @dataclass(frozen=True)

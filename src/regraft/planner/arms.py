@@ -11,6 +11,7 @@ from regraft import faults
 from regraft.adapt import Adaptation, Head, Plan
 from regraft.checkpoint import Checkpoint, load_tokenizer, max_length
 from regraft.checkpoint.batches import Tokens, tokenize
+from regraft.checkpoint.classifier import TextClassifier
 from regraft.errors import NonFiniteError
 from regraft.evaluate import score
 from regraft.planner.job import Candidate, Job
@@ -19,6 +20,8 @@ from regraft.train.loop import Data, Leg, seconds_a_step
 # A training step costs this many forward passes over its batch (forward, backward twice that, optimiser); a first guess,
 # replaced by what the legs measure.
 STEP_PASSES = 3.6
+# A step beside its forward and backward pass: clipping, optimiser and moving average, and batches longer than the median.
+OPTIMISER = 1.3
 
 
 @dataclass
@@ -59,6 +62,17 @@ class Trainer:
         candidate = Candidate(name, checkpoint, plan.method, head=head, plan=plan, status="measured")
         return Arm(candidate, checkpoint, head, plan)
 
+    def arm_of(self, candidate: Candidate) -> Arm:
+        """A trained candidate as an arm, in the state that measured best."""
+        assert candidate.head is not None and candidate.plan is not None
+        return Arm(candidate, candidate.checkpoint, candidate.head, candidate.plan, legs=list(candidate.legs))
+
+    def finished(self, candidate: Candidate) -> TextClassifier:
+        """A trained candidate as a stock encoder and a head."""
+        classifier = self.adaptation(self.arm_of(candidate), len(candidate.legs)).finished()
+        self.close()
+        return classifier
+
     def steps_per_epoch(self, arm: Arm) -> int:
         """Steps in which every training example is seen once."""
         batch = arm.plan.tuning().settings.batch
@@ -85,7 +99,7 @@ class Trainer:
             return found
 
         found: dict[str, float] = self._job.run.ledger.once(f"step/{arm.checkpoint.name}", measure)
-        self._seconds_a_step[arm.checkpoint.name, arm.plan.method] = 1.15 * min(found.values())
+        self._seconds_a_step[arm.checkpoint.name, arm.plan.method] = OPTIMISER * min(found.values())
         return found
 
     def measuring_s(self, arm: Arm) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from regraft.budget import Budget
 from regraft.planner.arms import STEP_PASSES
-from regraft.planner.choose import EXPORT_S, REPORT_S, STOCK_IMPORT_S
+from regraft.planner.choose import REPORT_S, STOCK_IMPORT_S, export_s
 from regraft.planner.job import Job
 from regraft.planner.run import Run
 from regraft.planner.survey import RANK_ROWS, measure_pace
@@ -51,7 +51,8 @@ def forecast(
     if best is not None:
         rank_rows = min(RANK_ROWS, train)
         epoch = STEP_PASSES * passes[best] * train
-        end = REPORT_S + STOCK_IMPORT_S + 2 * EXPORT_S + 1.6 * passes[best] * test
+        size = next(one.member_bytes for one in job.zoo.checkpoints if one.name == best)
+        end = REPORT_S + STOCK_IMPORT_S + 2 * export_s(size) + 1.6 * passes[best] * test
         steps += [
             (
                 "rank",

@@ -17,10 +17,11 @@ from regraft.adapt import Plan
 from regraft.features import shared_passes
 from regraft.planner.arms import Arm, Trainer
 from regraft.planner.job import Candidate, Job
+from regraft.planner.soup import hold_back
 from regraft.train.loop import Leg
 
 SMALL_SHARE = 0.2
-EXPLORE_SHARE = 0.3
+EXPLORE_SHARE = 0.2
 # Below this many epochs, or seconds, a fine-tune does not get past the probe that it starts from.
 FEWEST_EPOCHS = 0.3
 FEWEST_SECONDS = 8.0
@@ -61,6 +62,7 @@ def train_best(job: Job, trainer: Trainer) -> None:
         _halve(job, trainer, "small", [arm], Limit(plan["small"], plan["small_legs"]))
     if plan["arms"]:
         arms = _main_arms(job, trainer, best, trainable, plan["arms"], settings)
+        hold_back(job, trainer, arms)
         epochs = job.decide(
             "main epochs", "epochs for the best checkpoint", lambda: _epochs_left(job, trainer, arms[0])
         )
@@ -138,7 +140,7 @@ def _arm(trainer: Trainer, start: Candidate, plan: Plan) -> Arm:
 def _main_arms(
     job: Job, trainer: Trainer, best: Candidate, candidates: list[Candidate], count: int, settings: dict[str, Any]
 ) -> list[Arm]:
-    """The best checkpoint fully and with LoRA, the best of another encoder, then other learning rates."""
+    """The best checkpoint fully and with LoRA, the best of another encoder, then a lower learning rate."""
     passes = shared_passes(job.zoo.checkpoints)
     same = next(group for group in passes.values() if best.checkpoint in group)
     others = [one for one in candidates if one.checkpoint not in same]
@@ -148,7 +150,7 @@ def _main_arms(
     if rival is not None and rival.quality(job.task.metric) >= best.quality(job.task.metric) - 0.03:
         ways.insert(1, (rival, full))
     rate = full.tuning().settings.learning_rate
-    ways += [(best, Plan("full", {**settings, "learning_rate": rate * factor}, {}, job.seed)) for factor in (2.0, 0.5)]
+    ways.append((best, Plan("full", {**settings, "learning_rate": rate / 2}, {}, job.seed)))
     return [_arm(trainer, start, plan) for start, plan in ways[:count]]
 
 

@@ -34,6 +34,8 @@ class Candidate:
     head: Head | None = None
     plan: Plan | None = None
     legs: list[Leg] = field(default_factory=list)
+    # Of a soup: the candidates whose weights it averages.
+    parts: list[str] = field(default_factory=list)
     validation: dict[str, Any] | None = None
     curve: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -51,6 +53,10 @@ class Candidate:
         if self.head is None:
             return self.checkpoint.parameters
         return self.checkpoint.parameters + self.head.weight.size + self.head.bias.size
+
+    def bytes(self) -> int:
+        """Bytes of the model as it would be written, head and tokenizer included."""
+        return self.checkpoint.member_bytes + 4 * (self.parameters() - self.checkpoint.parameters)
 
 
 @dataclass

@@ -13,9 +13,11 @@ from regraft.errors import CheckpointError
 from regraft.evaluate import score
 from regraft.evaluate.card import Made
 from regraft.evaluate.certify import write_certified
-from regraft.planner.arms import Arm, Trainer
+from regraft.planner.arms import Trainer
 from regraft.planner.choose import finishing_s, test_rows
+from regraft.planner.compare import keep_predictions
 from regraft.planner.job import Candidate, Job
+from regraft.planner.soup import average
 from regraft.planner.survey import baseline_probabilities, measure_speed
 from regraft.store import whole_folder
 
@@ -25,12 +27,11 @@ def classifier_of(job: Job, trainer: Trainer, candidate: Candidate) -> Any:
     if candidate.method == "as-is":
         return load_classifier(candidate.checkpoint, job.device)
     assert candidate.head is not None
+    if candidate.parts:
+        return average(job, trainer, [job.candidates[name] for name in candidate.parts])
     if candidate.plan is None:
         return classifier_from(candidate.checkpoint, job.task.label_names, candidate.head, device=job.device)
-    arm = Arm(candidate, candidate.checkpoint, candidate.head, candidate.plan, legs=list(candidate.legs))
-    finished = trainer.adaptation(arm, len(candidate.legs)).finished()
-    trainer.close()
-    return finished
+    return trainer.finished(candidate)
 
 
 def make_members(job: Job, trainer: Trainer, chosen: list[Candidate]) -> list[dict[str, Any]]:
@@ -65,9 +66,12 @@ def _make(job: Job, trainer: Trainer, candidate: Candidate) -> dict[str, Any]:
         found = probabilities(classifier, job.task.test.texts[:rows], advance=job.progress.advance)
     order = [classifier.labels.index(label) for label in job.task.label_names]
     seen = score(job.task.test.labels[:rows], found[:, order], job.seed)
+    keep_predictions(job, candidate.name, found[:, order])
     speed = measure_speed(job, candidate.checkpoint, classifier, job.task.validation)
     plan = candidate.plan
-    settings = {} if plan is None else {**plan.settings, **plan.options}
+    settings: dict[str, Any] = {} if plan is None else {**plan.settings, **plan.options}
+    if candidate.parts:
+        settings["models"] = candidate.parts
     made = Made(candidate.method, settings, [(leg.steps, leg.decay) for leg in candidate.legs], job.seed)
     with whole_folder(job.run.family / candidate.name) as aside:
         figures = {"test": seen, "test_rows": rows, **speed}
@@ -102,9 +106,9 @@ def test_baselines(job: Job, trainer: Trainer) -> list[dict[str, Any]]:
     for entry in job.baselines:
 
         def measure(name: str = entry["name"]) -> dict[str, Any]:
-            return {
-                "test": score(job.task.test.labels, baseline_probabilities(job, name, job.task.test.texts)),
-            }
+            probs = baseline_probabilities(job, name, job.task.test.texts)
+            keep_predictions(job, name, probs)
+            return {"test": score(job.task.test.labels, probs)}
 
         seen = job.timed_once(f"baseline test/{entry['name']}", measure)["test"]
         found.append({**entry, "test": seen, "test_rows": len(job.task.test)})
@@ -123,11 +127,11 @@ def _from_scratch(job: Job, trainer: Trainer, best: Candidate, rows: int) -> dic
         if job.timed and finishing_s(job, best) + 2.0 > job.deadline.left():
             return {"test": None}
         found = probabilities(classifier_of(job, trainer, best), job.task.test.texts[:rows])
+        keep_predictions(job, "from scratch", found)
         return {"test": score(job.task.test.labels[:rows], found, job.seed)}
 
-    parameters = best.parameters()
     return {
-        "name": "from scratch", "seconds": best.seconds, "parameters": parameters, "bytes": 4 * parameters,
+        "name": "from scratch", "seconds": best.seconds, "parameters": best.parameters(), "bytes": best.bytes(),
         "latency_ms": best.latency_ms, "validation": best.validation, "test_rows": rows,
         "test": job.timed_once("baseline test/from scratch", measure)["test"],
     }  # fmt: skip

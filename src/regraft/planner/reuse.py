@@ -4,6 +4,7 @@
     baselines, models as they are        there is an answer from here on
     features, ranking, probe heads       cheap, for every checkpoint
     successive halving over fine-tunes   the expensive half: what the budget leaves
+    soups of the fine-tunes              their averages, taken when they win
     front, members, test, report         chosen on validation data, tested once
 
 Every time-dependent decision goes through the ledger, so a run that was killed is started again with the same arguments
@@ -23,7 +24,7 @@ import torch
 from regraft import faults
 from regraft.budget import Budget
 from regraft.errors import CheckpointError, RegraftError, RunError
-from regraft.features import DTYPES
+from regraft.features import number_format
 from regraft.planner.arms import Trainer
 from regraft.planner.choose import choose_family, measure_speeds, reserve
 from regraft.planner.family import Family
@@ -32,6 +33,7 @@ from regraft.planner.heads import fit_heads, fit_scratch
 from regraft.planner.job import Job
 from regraft.planner.members import make_members, test_baselines
 from regraft.planner.run import Run
+from regraft.planner.soup import make_soups
 from regraft.planner.survey import (
     choose_rows,
     measure_as_is,
@@ -48,6 +50,8 @@ from regraft.zoo import Zoo, open_zoo
 
 # Importing the stock library, reading a small encoder and a few texts.
 OPEN_S = 5.0
+# Of what is left of the budget, what downloading the task may take, and then what downloading the zoo may.
+DOWNLOAD_SHARE = 0.5
 
 
 def reuse(
@@ -90,8 +94,7 @@ def reuse(
     """
     begun = time.monotonic() if started is None else started
     limit = Budget.parse(budget)
-    if dtype not in DTYPES:
-        raise RegraftError(f"Unknown number format {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
+    width = number_format(dtype)
     check_device(device)
     read = {
         "text_column": text_column,
@@ -113,11 +116,10 @@ def reuse(
         if run.resumed:
             progress.say(f"Going on with the run in {folder} ({deadline.spent():.0f} s used so far)")
         progress.say(f"Reading {task}")
-        loaded = load_task(task, **read)  # type: ignore[arg-type]
+        downloads = deadline.part(DOWNLOAD_SHARE * deadline.left())
+        loaded = load_task(task, **read, deadline=downloads)  # type: ignore[arg-type]
         faults.point("task read")
-        job = Job(
-            loaded, Zoo(zoo, [], []), limit, deadline, run, store or Store(), progress, seed, device, DTYPES[dtype]
-        )
+        job = Job(loaded, Zoo(zoo, [], []), limit, deadline, run, store or Store(), progress, seed, device, width)
         result = work(job, arguments)
         if write_report is not None:
             write_report(result, Path(result["report"]))
@@ -147,6 +149,8 @@ def work(job: Job, arguments: dict[str, Any]) -> dict[str, Any]:
         fit_scratch(job)
         reserve(job)
         train_best(job, trainer)
+        reserve(job)
+        make_soups(job, trainer)
     measure_speeds(job)
     job.reserve_s = 0.0
     family = choose_family(job)
@@ -182,7 +186,7 @@ def _same_inputs(job: Job) -> None:
 def _open_zoo(job: Job) -> None:
     """Open the zoo; one that holds nothing usable leaves the baselines as the answer."""
     try:
-        zoo = open_zoo(job.zoo.reference)
+        zoo = open_zoo(job.zoo.reference, job.deadline.part(DOWNLOAD_SHARE * job.deadline.left()))
     except CheckpointError as fault:
         job.leave_out(job.zoo.reference, fault)
         return

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from regraft import faults
 from regraft.budget import Budget, Deadline
 from regraft.errors import RunError, RunLockedError
-from regraft.planner.ledger import Ledger
+from regraft.ledger import Ledger
 from regraft.store import remove_partials, write_whole
 
 

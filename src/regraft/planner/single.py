@@ -18,6 +18,9 @@ from regraft.errors import BudgetError, CheckpointError, MethodError, TaskError
 from regraft.progress import SILENT, Progress
 from regraft.store import Store, whole_folder, write_whole
 
+# Of what is left of a budget, what a download may take.
+DOWNLOAD_SHARE = 0.5
+
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What is known of a checkpoint, as plain values."""
@@ -32,11 +35,12 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def rank_zoo(
     task: str, zoo: str, budget: str, *, device: str = "cpu", progress: Progress = SILENT, started: float | None = None,
-    store: Store | None = None, **read: Any,
+    dtype: str = "float32", store: Store | None = None, **read: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Rank the checkpoints of a zoo for a task: the ranking and what was left out."""
     from tempfile import TemporaryDirectory
 
+    from regraft.features import number_format
     from regraft.planner.job import Job
     from regraft.planner.run import Run
     from regraft.planner.survey import choose_rows, measure_pace, rank_checkpoints
@@ -46,21 +50,14 @@ def rank_zoo(
     limit = Budget.parse(budget)
     if limit.seconds is None:
         raise BudgetError(f"Ranking trains nothing, so {budget!r} means nothing to it.", "Give seconds or minutes: 2m.")
+    width = number_format(dtype)
     used = 0.0 if started is None else time.monotonic() - started
     with TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
         deadline = run.deadline(limit, used_s=used)
-        opened = open_zoo(zoo)
-        job = Job(
-            load_task(task, **read),
-            opened,
-            limit,
-            deadline,
-            run,
-            store or Store(),
-            progress,
-            read.get("seed", 0),
-            device,
-        )
+        opened = open_zoo(zoo, _downloads(deadline))
+        loaded = load_task(task, **read, deadline=_downloads(deadline))
+        seed = read.get("seed", 0)
+        job = Job(loaded, opened, limit, deadline, run, store or Store(), progress, seed, device, width)
         job.left_out = [vars(one) for one in opened.left_out]
         measure_pace(job)
         choose_rows(job)
@@ -68,22 +65,35 @@ def rank_zoo(
         return {"task": job.task.name, "rows": len(job.rank_rows), "ranking": job.ranking, "left_out": job.left_out}
 
 
+def _downloads(deadline: Deadline) -> Deadline:
+    return deadline.part(DOWNLOAD_SHARE * deadline.left())
+
+
 def adapt_one(
     checkpoint: str, task: str, out: Path, *, method: str = "full", epochs: float = 3.0, budget: str | None = None,
-    device: str = "cpu", seed: int = 0, progress: Progress = SILENT, started: float | None = None,
-    store: Store | None = None, **read: Any,
+    device: str = "cpu", dtype: str = "float32", seed: int = 0, progress: Progress = SILENT,
+    started: float | None = None, store: Store | None = None, **read: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Adapt one checkpoint with one method and write it as a stock folder with its certificate."""
+    """Adapt one checkpoint with one method and write it as a stock folder with its certificate.
+
+    A budget is of the whole: features are computed of as many training texts, and as many test texts measured, as it has room
+    for, and training ends in time for the test pass. Reading the task and tokenising are not cut short.
+
+    Raises:
+        BudgetError: It leaves no room for features of a few texts and a test pass.
+    """
     from regraft import methods
     from regraft.adapt import Adaptation, Plan, classifier_from, probe
     from regraft.checkpoint import load_tokenizer, max_length
     from regraft.checkpoint.batches import tokenize
     from regraft.evaluate.card import Made
-    from regraft.features import extract
+    from regraft.features import extract, number_format
+    from regraft.planner.room import everything, room_in
     from regraft.task import load_task
     from regraft.train.loop import Data, Leg
 
     methods.get("adapt", method)
+    width = number_format(dtype)
     if epochs <= 0:
         raise MethodError(f"{epochs} epochs train nothing.", "Give a positive number.")
     if out.is_file() or (out.exists() and any(out.iterdir())):
@@ -92,12 +102,22 @@ def adapt_one(
     if limit is not None and limit.seconds is None:
         raise BudgetError(f"{budget!r} does not limit one adaptation.", "Give seconds or minutes: 5m.")
     deadline = Deadline(limit.seconds if limit else None, 0.0 if started is None else time.monotonic() - started)
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, _downloads(deadline))
     opened.check_finite()
-    loaded = load_task(task, seed=seed, **read)
-    features = extract(opened, loaded.train.texts, store=store, device=device, progress=progress)
+    loaded = load_task(task, seed=seed, deadline=_downloads(deadline), **read)
+    room = everything(loaded)
+    if limit is not None:
+        room = room_in(limit, deadline, opened, loaded, method=method, device=device)
+    if len(room.rows) < len(loaded.train):
+        progress.say(
+            f"Features of {len(room.rows):,} of {len(loaded.train):,} training texts: the budget has no room for more"
+        )
+    texts = [loaded.train.texts[row] for row in room.rows]
+    features = extract(opened, texts, store=store, device=device, dtype=width, progress=progress)
     progress.say("Fitting the probe head")
-    head = probe(features, loaded.train.labels, len(loaded.label_names), seed=seed)
+    free = max(0.0, deadline.left() - room.end_s)
+    part = None if limit is None else deadline.part(free if method == "probe" else 0.25 * free)
+    head = probe(features, loaded.train.labels[room.rows], len(loaded.label_names), seed=seed, deadline=part)
     legs: list[tuple[int, int]] = []
     if method == "probe":
         classifier = classifier_from(opened, loaded.label_names, head, device=device)
@@ -108,15 +128,15 @@ def adapt_one(
         data = Data(tokenize(load_tokenizer(opened), loaded.train.texts, max_length(opened)), loaded.train.labels)
         steps = max(1, round(epochs * data.steps_per_epoch(plan.tuning().settings.batch)))
         with progress.bar(f"training {opened.name}", steps):
-            reserve = 0.3 * deadline.spent()
             done = adaptation.train(
-                data, Leg(steps, decay=steps), stop=lambda: deadline.left() < reserve, progress=progress
+                data, Leg(steps, decay=steps), stop=lambda: deadline.left() < room.end_s, progress=progress
             )
         legs = [(done, steps)]
         classifier = adaptation.finished()
         _remove(trials)
-    made = Made(method, {}, legs, seed)
-    return write_member(classifier, opened, loaded, out, made, progress=progress)
+    settings = {} if len(room.rows) == len(loaded.train) else {"head_rows": len(room.rows)}
+    made = Made(method, settings, legs, seed)
+    return write_member(classifier, opened, loaded, out, made, rows=room.test_rows, progress=progress)
 
 
 def _remove(folder: Path) -> None:
@@ -129,7 +149,7 @@ def write_member(
     classifier: Any, parent: Checkpoint, task: Any, out: Path, made: Any, *, rows: int | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure a classifier on test data and write it as a member; the facts of the folder."""
+    """Measure a classifier on test data (its first `rows`) and write it as a member; the facts of the folder."""
     from regraft.checkpoint.classifier import probabilities
     from regraft.evaluate import measure_latency, score
     from regraft.evaluate.certify import write_certified
@@ -233,9 +253,11 @@ def write_predictions(found: list[dict[str, Any]], out: Path) -> None:
 
 def verify_folder(folder: Path, task: str | None = None, *, device: str = "cpu", **read: Any) -> list[Verdict]:
     """Check the certificate of a folder again."""
-    import regraft.evaluate.certify  # registers the checks
+    import regraft.evaluate.certify  # these register the checks
+    import regraft.merge.certify
     from regraft.task import load_task
 
     assert regraft.evaluate.certify
+    assert regraft.merge.certify
     loaded = load_task(task, **read) if task is not None else None
     return certificate.verify(folder, certificate.Context(loaded, device))

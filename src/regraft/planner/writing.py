@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from regraft import faults
+from regraft.planner.compare import compared
 from regraft.planner.job import Candidate, Job
 from regraft.store import write_whole
 from regraft.version import __version__
@@ -51,6 +52,20 @@ def write_recipe(job: Job, arguments: dict[str, Any], family: list[Candidate], m
 
 
 def _steps(job: Job, candidate: Candidate, member: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    name = candidate.name
+    steps: dict[str, dict[str, Any]] = {}
+    for part in [job.candidates[one] for one in candidate.parts] or [candidate]:
+        steps |= _adapt_steps(job, part)
+    model = f"{name}.adapt"
+    if candidate.parts:
+        model = f"{name}.merge"
+        steps[model] = {"op": "merge", "method": "linear", "models": [f"{one}.adapt" for one in candidate.parts]}
+    steps[f"{name}.evaluate"] = {"op": "evaluate", "model": model, "split": "test", "rows": member["test_rows"]}
+    steps[name] = {"op": "export", "model": model, "weights_id": member["weights_id"]}
+    return steps
+
+
+def _adapt_steps(job: Job, candidate: Candidate) -> dict[str, dict[str, Any]]:
     name, checkpoint = candidate.name, candidate.checkpoint
     source = {"checkpoint": checkpoint.reference, "checkpoint_id": checkpoint.checkpoint_id}
     steps: dict[str, dict[str, Any]] = {}
@@ -71,13 +86,6 @@ def _steps(job: Job, candidate: Candidate, member: dict[str, Any]) -> dict[str, 
             "seed": job.seed,
             "legs": [[leg.steps, leg.decay] for leg in candidate.legs],
         }
-    steps[f"{name}.evaluate"] = {
-        "op": "evaluate",
-        "model": f"{name}.adapt",
-        "split": "test",
-        "rows": member["test_rows"],
-    }
-    steps[name] = {"op": "export", "model": f"{name}.adapt", "weights_id": member["weights_id"]}
     return steps
 
 
@@ -133,10 +141,12 @@ def write_result(job: Job, members: list[dict[str, Any]], baselines: list[dict[s
         "seed": job.seed,
         "machine": machine(job),
         "best": take["name"],
-        "family": members,
-        "baselines": baselines,
+        "family": compared(job, members, take["name"]),
+        "baselines": compared(job, baselines, take["name"]),
         "ranking": job.ranking,
-        "candidates": [_candidate(job, one) for one in sorted(job.candidates.values(), key=lambda one: -one.quality(metric))],
+        "candidates": [
+            _candidate(one, members) for one in sorted(job.candidates.values(), key=lambda one: -one.quality(metric))
+        ],
         "decisions": _decisions(job),
         "left_out": job.left_out,
         "recipe": str(job.run.family / "recipe.yaml"),
@@ -149,14 +159,17 @@ def write_result(job: Job, members: list[dict[str, Any]], baselines: list[dict[s
     return result
 
 
-def _candidate(job: Job, one: Candidate) -> dict[str, Any]:
-    parameters = one.parameters()
+def _candidate(one: Candidate, members: list[dict[str, Any]]) -> dict[str, Any]:
+    # What was written is known, what was not is reckoned.
+    made = next((member for member in members if member["name"] == one.name), None)
+    parameters = made["parameters"] if made else one.parameters()
     return {
         "name": one.name, "checkpoint": one.checkpoint.name, "method": one.method,
         "settings": {} if one.plan is None else {**one.plan.settings, **one.plan.options},
         "encoder_parameters": one.checkpoint.encoder_parameters, "bytes_bf16": 2 * parameters,
         "throughput": one.throughput,
-        "status": one.status, "reason": one.reason, "parameters": parameters, "bytes": 4 * parameters,
+        "status": one.status, "reason": one.reason, "parameters": parameters,
+        "bytes": made["bytes"] if made else one.bytes(),
         "latency_ms": one.latency_ms, "seconds": one.seconds, "validation": one.validation, "curve": one.curve,
     }  # fmt: skip
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from regraft.budget import Deadline
 from regraft.errors import TaskError
-from regraft.evaluate.metrics import mean_interval
+from regraft.evaluate.metrics import mean_interval, proportion_interval
 from regraft.rank.knn import knn
 from regraft.rank.logme import logme
 from regraft.rank.probe import left_out_correct
@@ -50,7 +50,7 @@ class Ranking:
         rank: 1 is the best.
         group: Checkpoints of one group are too close to call.
         score: Left-out accuracy of the best probe among those that every checkpoint has.
-        low, high: 95 % bootstrap interval of the score.
+        low, high: 95 % interval of the score (`evaluate.proportion_interval`).
         scores: What was computed: `probe_last`, `probe_mean`, `probe_all`, `knn`, `logme`.
         seconds: What that took.
     """
@@ -193,11 +193,12 @@ def _ordered(entries: list[_Entry], seed: int) -> list[Ranking]:
             continue
         if leader is None or not _too_close(leader, correct, seed):
             group, leader = group + 1, correct
-        low, high = mean_interval(correct.astype(np.float64), seed)
+        low, high = proportion_interval(correct, seed)
         found.append(Ranking(entry.name, place, group, accuracy(entry), low, high, entry.scores, entry.seconds))
     return found
 
 
 def _too_close(leader: NDArray[np.bool_], other: NDArray[np.bool_], seed: int) -> bool:
+    """Whether the paired bootstrap interval of the difference holds 0; the leader's accuracy is never the lower."""
     low, _ = mean_interval(leader.astype(np.float64) - other.astype(np.float64), seed)
     return low <= 0.0

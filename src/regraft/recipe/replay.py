@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from regraft.adapt import Adaptation, Head, Plan, classifier_from, probe
+from regraft.adapt import Adaptation, Head, Kept, Plan, classifier_from, combine, keep_weights, probe
 from regraft.checkpoint import Checkpoint, load_tokenizer, max_length, open_checkpoint
 from regraft.checkpoint.batches import tokenize
 from regraft.checkpoint.classifier import Classifier, probabilities
@@ -33,6 +34,8 @@ class _Replay:
         self.dtype = DTYPES[dtype]
         self.steps: dict[str, Step] = {}
         self.models: dict[str, Classifier] = {}
+        self.heads: dict[str, Head] = {}
+        self.kept: dict[str, Kept] = {}
         self.scores: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, int] = {}
         self.found: list[dict[str, Any]] = []
@@ -45,9 +48,19 @@ class _Replay:
     def run(self, step: Step) -> None:
         self.steps[step.name] = step
         self.progress.say(f"{step.op} {step.name}")
-        {"features": self._features, "adapt": self._adapt, "evaluate": self._evaluate, "export": self._export}[step.op](
-            step
-        )
+        work = {"features": self._features, "adapt": self._adapt, "merge": self._merge, "evaluate": self._evaluate,
+                "export": self._export}  # fmt: skip
+        work[step.op](step)
+
+    def release(self, later: Sequence[Step]) -> None:
+        """Free the models that no later step uses; those that one merges wait on disk. One in memory at a time is enough."""
+        merged = {name for step in later for name in step.values.get("models", [])}
+        for name in merged & set(self.models) - set(self.kept):
+            self.kept[name] = keep_weights(self.models[name], self.folder / f".{name}.weights")
+        for name in set(self.models) - {step.values.get("model") for step in later}:
+            del self.models[name]
+        for name in set(self.kept) - merged:
+            shutil.rmtree(self.kept.pop(name).path.parent, ignore_errors=True)
 
     def _checkpoint(self, step: Step) -> Checkpoint:
         checkpoint = open_checkpoint(str(step.values["checkpoint"]))
@@ -89,7 +102,7 @@ class _Replay:
         if method == "as-is":
             self.models[step.name] = load_classifier(checkpoint, self.device)
             return
-        head = self._head(step, checkpoint)
+        head = self.heads[step.name] = self._head(step, checkpoint)
         if method == "probe":
             self.models[step.name] = classifier_from(checkpoint, self.task.label_names, head, device=self.device)
             return
@@ -104,6 +117,16 @@ class _Replay:
             adaptation.forget_before(number + 1)
         self.models[step.name] = adaptation.finished()
         shutil.rmtree(adaptation.folder, ignore_errors=True)
+
+    def _merge(self, step: Step) -> None:
+        from regraft.merge.methods.linear import mean  # compiled loops, which most recipes do not need
+
+        names = step.values["models"]
+        classifier = classifier_from(
+            self._checkpoint(self.steps[names[0]]), self.task.label_names, self.heads[names[0]], device=self.device
+        )
+        combine(classifier, [self.kept[name] for name in names], mean)
+        self.models[step.name] = classifier
 
     def _evaluate(self, step: Step) -> None:
         where, name = str(step.values.get("split", "test")), str(step.values["model"])
@@ -124,15 +147,17 @@ class _Replay:
 
     def _export(self, step: Step) -> None:
         name = str(step.values["model"])
-        made = self.steps[name]
+        made = parent = self.steps[name]
         if name not in self.scores:
             self._evaluate(Step(f"{step.name}.evaluate", "evaluate", {"model": name}, step.line))
         how = Made(str(made.values["method"]), dict(made.values.get("settings") or {}),
                    [(int(a), int(b)) for a, b in made.values.get("legs") or []], int(made.values.get("seed", 0)))  # fmt: skip
+        if made.op == "merge":
+            how, parent = Made("soup", {"models": made.values["models"]}), self.steps[made.values["models"][0]]
         figures = {"test": self.scores[name], "test_rows": self.rows[name], "latency_ms": None}
         with whole_folder(self.folder / step.name) as aside:
             facts = write_certified(
-                self.models[name], aside, step.name, self._checkpoint(made), self.task, how, figures
+                self.models[name], aside, step.name, self._checkpoint(parent), self.task, how, figures
             )
         expected = step.values.get("weights_id")
         same = None if expected is None else facts["weights_id"] == expected
@@ -189,9 +214,7 @@ def replay(
         work = _Replay(task, out, device, recipe.dtype, store or Store(), progress)
         for number, step in enumerate(recipe.steps):
             work.run(step)
-            wanted = {later.values.get("model") for later in recipe.steps[number + 1 :]}
-            for name in set(work.models) - wanted:  # a model in memory at a time is enough
-                del work.models[name]
+            work.release(recipe.steps[number + 1 :])
     finally:
         torch.set_num_threads(threads)
     return {"models": work.found, "scores": work.measured}

@@ -1,7 +1,7 @@
 """The answer in words: which model to take, why, and what the alternatives cost.
 
-Two results are *too close to call* when each one's value lies inside the other's 95 % interval: with that much overlap
-another test set of the same size could well turn their order around.
+A result is *too close to call* against the answer when the 95 % interval of their difference, over resamples of the same
+test examples (`against_best` in the result), holds zero: another test set of the same size could well turn their order.
 """
 
 from __future__ import annotations
@@ -77,13 +77,11 @@ def verdict(result: Entry) -> Verdict:
     return Verdict("No model to take", (sentence,), None, False, "", ())
 
 
-def too_close(one: Entry, other: Entry, metric: str, split: str = "test") -> bool:
-    """Whether each value lies inside the other's interval."""
-    value, interval = words.value_of(one[split], metric), words.interval_of(one[split], metric)
-    second, second_interval = words.value_of(other[split], metric), words.interval_of(other[split], metric)
-    if value is None or second is None or interval is None or second_interval is None:
-        return False
-    return interval[0] <= second <= interval[1] and second_interval[0] <= value <= second_interval[1]
+def too_close(one: Entry) -> bool:
+    """Whether a member or a baseline cannot be told from the answer."""
+    found = one.get("against_best") or {}
+    low, high = found.get("low"), found.get("high")
+    return low is not None and high is not None and low <= 0.0 <= high
 
 
 def best_baseline(baselines: list[Any], metric: str, split: str = "test") -> Any | None:
@@ -155,7 +153,7 @@ def _against(chosen: Entry, baselines: list[Any], metric: str) -> str:
     if rival is None or value is None or other is None:
         return ""
     named = f"the best baseline, {words.baseline_name(rival['name'])} ({words.format_percent(other)})"
-    if too_close(chosen, rival, metric):
+    if too_close(rival):
         return f"That is too close to call against {named}."
     side = "above" if value >= other else "below"
     return f"That is {words.format_points(value - other)} {side} {named}."
@@ -173,7 +171,7 @@ def _alternatives(chosen: Entry, family: list[Any], metric: str) -> tuple[Altern
             continue
         smaller = _less(member, chosen, "encoder_parameters") or _less(member, chosen, "bytes")
         faster = _less(member, chosen, "latency_ms")
-        if not (smaller or faster or too_close(member, chosen, metric)):
+        if not (smaller or faster or too_close(member)):
             continue
         advantage = {(True, True): "Smaller and faster", (True, False): "Smaller", (False, True): "Faster"}.get(
             (smaller, faster), "About as good"
@@ -222,4 +220,4 @@ def _cost(member: Entry, chosen: Entry, metric: str) -> str:
         text = "costs nothing"
     else:
         text = f"{'gains' if value > other else 'costs'} {words.format_points(value - other)}"
-    return f"{text}: too close to call" if too_close(member, chosen, metric) else text
+    return f"{text}: too close to call" if too_close(member) else text

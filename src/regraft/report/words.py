@@ -18,7 +18,13 @@ SPACE = "\u00a0"  # no-break: a number and its unit stay on one line
 _METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "calibration_error": "calibration error"}
 _BASELINES = {"tfidf": "TF-IDF + logistic regression", "majority": "most frequent label"}
 _SHORT_BASELINES = {"tfidf": "TF-IDF", "majority": "majority"}
-_METHODS = {"full": "full fine-tune", "lora": "LoRA", "probe": "probe head", "as-is": "as it is"}
+_METHODS = {
+    "full": "full fine-tune",
+    "lora": "LoRA",
+    "probe": "probe head",
+    "as-is": "as it is",
+    "soup": "soup of trials",
+}
 
 # What may not reach a page: control characters, lone surrogates (UTF-8 cannot hold them), the characters that turn
 # the direction of the text around them (a name could pose as another), and the two non-characters that XML forbids.

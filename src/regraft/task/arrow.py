@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regraft.errors import BadReferenceError, HubError, TaskError
+from regraft.budget import Deadline, downloaded
+from regraft.errors import BadReferenceError, BudgetError, HubError, TaskError
 from regraft.task.table import Table
 
 BATCH = 8192
@@ -117,12 +118,13 @@ def parse_hub(rest: str) -> tuple[str, str | None, str | None]:
     return match["name"], match["revision"], match["config"]
 
 
-def hub_tables(rest: str) -> dict[str, Table]:
+def hub_tables(rest: str, deadline: Deadline | None = None) -> dict[str, Table]:
     """The splits of a dataset of the Hub, through its cache.
 
     Raises:
         BadReferenceError: The reference cannot be read.
         HubError: Gated, absent or unreachable.
+        BudgetError: Not downloaded before the deadline.
         TaskError: Present, but not loadable: wrong configuration, a loading script, damaged files.
     """
     name, revision, config = parse_hub(rest)
@@ -136,7 +138,9 @@ def hub_tables(rest: str) -> dict[str, Table]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, config, revision=revision)
+        loaded = downloaded(f"hf:{rest}", lambda: datasets.load_dataset(name, config, revision=revision), deadline)
+    except BudgetError:
+        raise
     except Exception as error:  # the library raises whatever its readers and its HTTP client raise
         raise _explain(error, name, revision) from error
     return _tables(loaded, f"hf:{rest}")

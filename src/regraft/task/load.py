@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from regraft.budget import Deadline
 from regraft.errors import BadReferenceError, TaskError
 from regraft.task import clean, pydoc
 from regraft.task.clean import MAX_ROWS, Example
@@ -33,6 +34,7 @@ def load_task(
     metric: str = "accuracy",
     max_rows: int | None = None,
     seed: int = 0,
+    deadline: Deadline | None = None,
 ) -> Task:
     """Read and check a text classification task.
 
@@ -43,6 +45,7 @@ def load_task(
         metric: What models are compared by, one of `METRICS`.
         max_rows: Most rows of each split that are used (a stratified sample); None means `MAX_ROWS`.
         seed: Chooses samples and splits, together with the text and label of each row; never by position.
+        deadline: Of a download; None lets it take as long as it needs. Reading what is there is not cut short.
 
     Returns:
         A task with three splits. Without a test split a fifth of train is held out; without validation a tenth.
@@ -50,6 +53,7 @@ def load_task(
     Raises:
         TaskError: Data that cannot be used, in words.
         BadReferenceError: Nothing at the reference (`HubError` when it is the Hub that says so).
+        BudgetError: Not downloaded before the deadline.
     """
     if metric not in METRICS:
         raise TaskError(f"Unknown metric {metric!r}.", f"Choose one of {', '.join(METRICS)}.")
@@ -64,7 +68,7 @@ def load_task(
         notes = list(built.notes)
         limited = {name: _limit(rows, name, max_rows or MAX_ROWS, seed, notes) for name, rows in built.splits.items()}
         return _finish(reference, "pydoc", metric, limited, notes)
-    source = open_source(reference)
+    source = open_source(reference, deadline)
     notes = list(source.notes)
     splits = _read(source, text_column, label_column, max_rows or MAX_ROWS, seed, notes)
     splits = _clean(source, splits, notes)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from regraft.budget import Deadline
 from regraft.errors import BadReferenceError, TaskError
 from regraft.task import arrow, files
 from regraft.task.table import Table, concatenate
@@ -44,18 +45,19 @@ class Source:
     notes: tuple[str, ...]
 
 
-def open_source(reference: str) -> Source:
+def open_source(reference: str, deadline: Deadline | None = None) -> Source:
     """Open a reference without reading its rows.
 
     Raises:
         BadReferenceError: Not a known kind of reference, or nothing there.
         HubError: A dataset of the Hub that is gated, absent or unreachable.
+        BudgetError: Not downloaded before the deadline.
         TaskError: Something is there but cannot be used as a task.
     """
     if reference.startswith("hf:"):
         rest = reference.removeprefix("hf:")
         name = arrow.parse_hub(rest)[0].rsplit("/", 1)[-1]
-        return _named(name, reference, arrow.hub_tables(rest))
+        return _named(name, reference, arrow.hub_tables(rest, deadline))
     path = Path(reference).expanduser()
     if path.is_dir():
         if arrow.is_saved_dataset(path):

@@ -29,6 +29,9 @@ from regraft.randomness import permutation, seed_of
 
 # Batches are made from pools of this many, sorted by length inside: little padding, nearly random order.
 POOL = 40
+# The file of a state; names in it are `model/...`, `averaged/...` and `moments/...`.
+STATE = "state.safetensors"
+AVERAGED = "averaged"
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,16 @@ class State:
 
     def save(self, folder: Path) -> None:
         """Write the state: one safetensors file, no pickle."""
-        tensors = {f"{kind}/{name}": value.contiguous() for kind in ("model", "averaged", "moments")
+        tensors = {f"{kind}/{name}": value.contiguous() for kind in ("model", AVERAGED, "moments")
                    for name, value in getattr(self, kind).items()}  # fmt: skip
-        save_file(tensors, folder / "state.safetensors", metadata={"step": str(self.step), "legs": str(self.legs)})
+        save_file(tensors, folder / STATE, metadata={"step": str(self.step), "legs": str(self.legs)})
 
     @classmethod
     def load(cls, folder: Path) -> State:
         """Read a state that `save` wrote."""
         from safetensors import safe_open
 
-        path = folder / "state.safetensors"
+        path = folder / STATE
         with safe_open(path, "pt") as file:
             about = file.metadata()
         state = cls(int(about["step"]), int(about["legs"]))
@@ -220,7 +223,7 @@ def train_leg(
     return after
 
 
-def seconds_a_step(model: nn.Module, data: Data, settings: Settings, steps: int = 3) -> float:
+def seconds_a_step(model: nn.Module, data: Data, settings: Settings, steps: int = 5) -> float:
     """Seconds of a step as it would be trained, without changing the model: the median of a few, after one to warm up.
 
     The optimiser's share is left out: it is a few per cent.

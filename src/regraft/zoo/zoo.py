@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from regraft.budget import Deadline
 from regraft.checkpoint import Checkpoint, open_checkpoint
 from regraft.checkpoint.files import read_json_object
 from regraft.checkpoint.reference import exists, parse
@@ -34,13 +35,14 @@ class Zoo:
     left_out: list[LeftOut]
 
 
-def open_zoo(reference: str) -> Zoo:
+def open_zoo(reference: str, deadline: Deadline | None = None) -> Zoo:
     """Open every checkpoint that a reference means.
 
     Args:
         reference: `builtin:minilm` (its first 1 to 6 layers as six checkpoints), `hf:org/name`, `hf-cache:` (what is in
             the local Hub cache), any other reference to a checkpoint, a folder of checkpoints (three levels deep;
             adapters go over the base that they name), or several of these with commas between them.
+        deadline: Of downloads together; what is not there in time is left out. None lets them take as long as they need.
 
     A randomly initialised model of the smallest checkpoint's architecture is added where there is none, so that "from
     scratch" can always be compared with.
@@ -53,7 +55,7 @@ def open_zoo(reference: str) -> Zoo:
     left_out: list[LeftOut] = []
     for part in _parts(reference):
         with _noting(part, left_out):
-            opened += _open_part(part, left_out)
+            opened += _open_part(part, left_out, deadline)
     checkpoints = _without_repeats(opened)
     if not checkpoints:
         reasons = " ".join(f"{entry.reference!r}: {entry.problem} {entry.remedy}" for entry in left_out)
@@ -85,7 +87,7 @@ def _noting(reference: str, left_out: list[LeftOut]) -> Iterator[None]:
         left_out.append(LeftOut(reference, error.problem, error.remedy))
 
 
-def _open_part(reference: str, left_out: list[LeftOut]) -> list[Checkpoint]:
+def _open_part(reference: str, left_out: list[LeftOut], deadline: Deadline | None) -> list[Checkpoint]:
     if reference == "builtin:minilm":
         return _minilm()
     if reference in ("hf-cache:", "hf-cache"):
@@ -99,7 +101,7 @@ def _open_part(reference: str, left_out: list[LeftOut]) -> list[Checkpoint]:
                 "Give a folder with config.json and model.safetensors in it or below it.",
             )
         return _open_candidates(candidates, left_out)
-    return [open_checkpoint(reference)]
+    return [open_checkpoint(reference, deadline)]
 
 
 def _minilm() -> list[Checkpoint]:

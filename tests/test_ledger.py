@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from regraft.errors import RunError
-from regraft.planner.ledger import Ledger
+from regraft.ledger import Ledger
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_an_entry_is_never_changed(ledger: Ledger) -> None:
 
 def test_a_killed_process_loses_nothing_that_was_logged(path: Path) -> None:
     program = (
-        "import os, sys; from pathlib import Path; from regraft.planner.ledger import Ledger\n"
+        "import os, sys; from pathlib import Path; from regraft.ledger import Ledger\n"
         "ledger = Ledger(Path(sys.argv[1])); ledger.spent = lambda: 4.0; ledger.log('a', [1]); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 9

@@ -1,0 +1,62 @@
+"""What becomes of every tensor of a merge: merged, copied from the template, read under another name, or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from regraft.checkpoint.weights import FLOATS
+from regraft.merge.compatible import compare
+from regraft.merge.findings import Finding
+from regraft.merge.inputs import Opened
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The checkpoints of a merge, brought to the template's names.
+
+    Args:
+        opened: The checkpoints; tied heads are there under the template's names, too.
+        merged: The tensors of the template that the method merges: floating point, of one shape, of one meaning in all.
+        copied: Its other tensors, and why they are kept as they are.
+        left_out: Tensors of the others that the template, and so the output, does not have.
+        findings: What differs.
+    """
+
+    opened: Opened
+    merged: tuple[str, ...]
+    copied: Mapping[str, str]
+    left_out: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def align(opened: Opened) -> Aligned:
+    """Compare every checkpoint of a merge with its template."""
+    template = opened.template
+    whose = f"the base {template.reference}" if opened.base is not None else template.reference
+    findings: list[Finding] = []
+    left_out: dict[str, None] = {}
+    apart: set[str] = set()
+    found = []
+    for one in opened.all:
+        if one is template:
+            found.append(one)
+            continue
+        compared = compare(template, one, one.reference, whose)
+        findings += compared.findings
+        left_out |= dict.fromkeys(compared.left_out)
+        apart |= compared.apart
+        aliases = {name: one.tensors[theirs] for name, theirs in compared.aliases.items()}
+        found.append(replace(one, tensors={**one.tensors, **aliases}) if aliases else one)
+    as_merged = Opened(found[0], tuple(found[1:])) if opened.base is not None else Opened(None, tuple(found))
+    merged, copied = [], {}
+    for name, info in template.tensors.items():
+        shapes = {one.tensors[name].shape if name in one.tensors else None for one in as_merged.all}
+        floats = all(one.tensors[name].dtype in FLOATS for one in as_merged.all if name in one.tensors)
+        if info.dtype not in FLOATS:
+            copied[name] = "not floating point"
+        elif name in apart or shapes != {info.shape} or not floats:
+            copied[name] = "not the same in all"
+        else:
+            merged.append(name)
+    return Aligned(as_merged, tuple(merged), copied, tuple(left_out), tuple(findings))

@@ -1,0 +1,212 @@
+"""The engine of a merge: open, check, stream tensor by tensor, write, certify.
+
+open       headers and small files of the base and of every input
+preflight  everything that can be known before a byte is written
+prepare    what a method has to know of all tensors at once (thresholds of a global trim)
+stream     a stack a tensor, the method over its blocks on all cores, the result straight into the file
+finish     small files, card, certificate; then the folder gets its name
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regraft import faults
+from regraft.checkpoint.read_ahead import ReadAhead
+from regraft.checkpoint.weights import FLOATS, Weights, let_go, raw_values
+from regraft.checkpoint.writer import Slot, Writer, layout, resumable_folder
+from regraft.errors import MethodError
+from regraft.merge.align import Aligned
+from regraft.merge.certify import certify
+from regraft.merge.inputs import Opened, open_inputs
+from regraft.merge.lora_out import write_lora
+from regraft.merge.preflight import Preflight, preflight_of
+from regraft.merge.record import tensors_of
+from regraft.merge.small_files import copy_small_files
+from regraft.merge.sources import FileSink
+from regraft.merge.spec import DTYPES, Spec
+from regraft.merge.tensors import merged_tensor, prepared_for, stack_of
+from regraft.progress import SILENT, Progress
+from regraft.store import key_of
+from regraft.version import __version__
+
+MAX_MEMORY = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge made: `bytes` of tensors in `out`, of which so many were `merged`, and `copied` from the template."""
+
+    out: Path
+    method: str
+    merged: int
+    copied: int
+    bytes: int
+    seconds: Mapping[str, float]
+    preflight: Preflight
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            **vars(self),
+            "out": str(self.out),
+            "seconds": dict(self.seconds),
+            "preflight": self.preflight.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A merge that was checked: what becomes of every tensor."""
+
+    spec: Spec
+    aligned: Aligned
+    slots: list[Slot]
+    workers: int
+
+    @property
+    def opened(self) -> Opened:
+        """The checkpoints under the template's names."""
+        return self.aligned.opened
+
+    @property
+    def template(self) -> Weights:
+        """The checkpoint whose layout, config and small files the output takes."""
+        return self.opened.template
+
+
+def merge(
+    spec: Spec,
+    out: str | os.PathLike[str],
+    *,
+    max_memory: int = MAX_MEMORY,
+    workers: int | None = None,
+    allow: Sequence[str] = (),
+    sync: bool = False,
+    progress: Progress = SILENT,
+) -> MergeResult:
+    """Merge checkpoints into one.
+
+    Args:
+        spec: What to merge and how.
+        out: The folder that is made; killed and started again with the same spec, the merge goes on.
+        max_memory: Bytes of anonymous memory that merging may take beyond the imports.
+        workers: Threads; all cores when None. The result does not depend on it.
+        allow: Codes of preflight errors that are to be let pass.
+        sync: Wait until the disk has the files (else a power cut shortly after may lose them; a kill never does).
+
+    Raises:
+        RegraftError: Preflight refuses, an input holds NaN, the disk is full; nothing half-written is left as `out`.
+    """
+    if workers is not None and workers < 1:
+        raise MethodError(f"workers is {workers}, expected at least 1.", "Leave it out to use all cores.")
+    try:
+        return _merge(spec, Path(out), max_memory, workers, allow, sync, progress)
+    finally:
+        let_go()
+
+
+def _merge(
+    spec: Spec, out: Path, max_memory: int, workers: int | None, allow: Sequence[str], sync: bool, progress: Progress
+) -> MergeResult:
+    started = time.monotonic()
+    spec, opened = open_inputs(spec)
+    found = preflight_of(spec, opened, out=out, max_memory=max_memory, workers=workers, allow=allow)
+    found.refuse()
+    checked = time.monotonic()
+    job = _job(spec, found.aligned, workers)
+    with resumable_folder(out, _key(job)) as folder:
+        extraction = None
+        if spec.output.format == "lora":
+            extraction = write_lora(folder, spec, found.aligned, allow_lost="lora-loss" in allow, progress=progress)
+        else:
+            _stream(job, folder, sync, progress)
+        streamed = time.monotonic()
+        if spec.output.format == "checkpoint":
+            copy_small_files(job.template, folder, spec.output)
+        certify(folder, spec, opened, found, extraction)
+    seconds = {
+        "preflight": checked - started, "merge": streamed - checked, "finish": time.monotonic() - streamed,
+    }  # fmt: skip
+    merged = len(found.aligned.merged)
+    copied = len(job.slots) - merged if extraction is None else 0
+    size = sum(info.nbytes for info in tensors_of(out).values())
+    return MergeResult(out, spec.method, merged, copied, size, seconds, found)
+
+
+def _job(spec: Spec, aligned: Aligned, workers: int | None) -> Job:
+    template = aligned.opened.template
+    slots = layout(template.tensors, template.folder)
+    wanted = DTYPES.get(spec.output.dtype or "")
+    if wanted is not None:
+        slots = [replace(slot, dtype=wanted) if slot.dtype in FLOATS else slot for slot in slots]
+    return Job(spec, aligned, slots, workers or os.cpu_count() or 1)
+
+
+def _key(job: Job) -> str:
+    """What a half-written folder belongs to."""
+    return key_of(
+        "merge",
+        spec=job.spec.as_dict(),
+        files=[one.file_id for one in job.opened.all],
+        slots=[str(slot) for slot in job.slots],
+        version=__version__,
+    )
+
+
+def _stream(job: Job, folder: Path, sync: bool, progress: Progress) -> None:
+    """Tensor by tensor, in the order of the files; what an earlier process has finished stays."""
+    merged = frozenset(job.aligned.merged)
+    ahead = ReadAhead([[one.tensors.get(slot.name) for one in job.opened.all] for slot in job.slots])
+    # The pool ends before the writer closes its files: no thread writes into a file that is another's by then.
+    with (
+        ahead,
+        Writer(folder, job.slots) as writer,
+        ThreadPoolExecutor(job.workers) as pool,
+        progress.bar(f"merging with {job.spec.method}", len(job.slots)),
+    ):
+        prepared = prepared_for(job.spec, job.opened, job.aligned.merged, pool, job.workers)
+        for number, slot in enumerate(job.slots):
+            if not writer.is_finished(slot.name):
+                ahead.before(number)
+                if slot.name in merged:
+                    _merge_tensor(job, slot, writer, pool, prepared)
+                else:
+                    _copy_tensor(job, slot, writer)
+                writer.finish(slot.name)
+                faults.point("tensor merged")
+            progress.advance()
+        if sync:
+            writer.sync()
+
+
+def _merge_tensor(job: Job, slot: Slot, writer: Writer, pool: ThreadPoolExecutor, prepared: Any) -> None:
+    sink = FileSink(writer, slot.name, slot.dtype)
+    stack = stack_of(job.spec, job.opened, slot.name, sink=sink, pool=pool, workers=job.workers)
+    merged = merged_tensor(job.spec, job.opened, stack, prepared)
+    if merged is not None:
+        sink.write(np.ascontiguousarray(merged, np.float32).reshape(-1), 0)
+
+
+def _copy_tensor(job: Job, slot: Slot, writer: Writer) -> None:
+    """What is not merged keeps its bytes; a float of another format is converted."""
+    tensor = job.template.tensors[slot.name]
+    raw, step = raw_values(tensor), 2**22
+    as_stored = tensor.dtype not in FLOATS or (slot.dtype == tensor.dtype and job.template.adapter is None)
+    source = None if as_stored else job.opened.source(job.template, slot.name)
+    sink = FileSink(writer, slot.name, slot.dtype)
+    for start in range(0, tensor.elements, step):
+        if source is None:
+            writer.write(slot.name, raw[start : start + step], start)
+        else:
+            values = np.empty(min(step, tensor.elements - start), np.float32)
+            source.read(values, start)
+            sink.write(values, start)

@@ -1,0 +1,69 @@
+"""Small samples of weights, read straight from the pages of the files: enough to refuse what is plainly broken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from regraft.checkpoint.headers import TensorInfo
+from regraft.checkpoint.weights import FLOATS, Weights, raw_values
+from regraft.randomness import integers
+
+RUN = 256  # consecutive elements of each tensor
+_TIMED = 2**21  # elements that are decoded to see how fast that is
+
+
+def decoded(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored floating-point values as float64 of the same shape (bfloat16 comes as uint16)."""
+    if dtype == "BF16":
+        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return raw.astype(np.float64)
+
+
+def run_of(tensor: TensorInfo, seed: int = 0) -> np.ndarray:
+    """Up to `RUN` consecutive elements as stored, from a place that name, size and seed fix."""
+    count = min(RUN, tensor.elements)
+    start = int(integers(tensor.elements - count + 1, 1, seed, "sampled run", tensor.name, tensor.elements)[0])
+    return raw_values(tensor)[start : start + count]
+
+
+def not_finite(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """The names of tensors in whose sample there is NaN or infinity."""
+    return [
+        name for name, tensor in tensors.items()
+        if tensor.dtype in FLOATS and not np.isfinite(decoded(run_of(tensor), tensor.dtype)).all()
+    ]  # fmt: skip
+
+
+def seem_equal(first: Weights, second: Weights) -> bool:
+    """Whether two checkpoints have the same tensors, and the same values wherever they are sampled."""
+    if first.adapter is not None or second.adapter is not None or first.tensors.keys() != second.tensors.keys():
+        return False
+    return all(
+        tensor.dtype == second.tensors[name].dtype
+        and tensor.shape == second.tensors[name].shape
+        and run_of(tensor).tobytes() == run_of(second.tensors[name]).tobytes()
+        for name, tensor in first.tensors.items()
+    )
+
+
+def differ(base: Weights, other: Weights, name: str) -> bool:
+    """Whether a tensor of the same shape has other values where it is sampled, or an adapter over it that may change it."""
+    if other.adapter is not None and any(name.removesuffix(".weight") in key for key in other.adapter.tensors):
+        return True
+    mine, theirs = base.tensors[name], other.tensors[name]
+    return not np.array_equal(decoded(run_of(mine), mine.dtype), decoded(run_of(theirs), theirs.dtype))
+
+
+def seconds_per_byte(checkpoint: Weights) -> float:
+    """How long reading and decoding a byte takes on one thread here and now, from the largest tensor."""
+    floats = [tensor for tensor in checkpoint.tensors.values() if tensor.dtype in FLOATS and tensor.elements]
+    if not floats:
+        return 0.0
+    largest = max(floats, key=lambda tensor: (tensor.elements, tensor.name))
+    raw = raw_values(largest)[:_TIMED]
+    started = time.perf_counter()
+    decoded(raw, largest.dtype)
+    return (time.perf_counter() - started) / raw.nbytes
