@@ -33,9 +33,9 @@ import numpy as np
 from merge_experts import GROUPS, TASKS, Expert, Suite, Workshop
 
 from regraft.errors import RegraftError
+from regraft.merge.recipe.spec import spec_of
 from regraft.merge.register import traits_of
 from regraft.merge.run import merge
-from regraft.merge.spec import spec_of
 
 PARTS = ("held-in", "pair", "held-out", "lora")
 PAIR = ("banking77", "snips")

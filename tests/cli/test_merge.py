@@ -61,7 +61,7 @@ def test_help_has_examples() -> None:
         assert word in result.output
 
 
-@pytest.mark.parametrize("last", ["import regraft.cli.app", "import regraft.merge.recipe_file, regraft.merge.run"])
+@pytest.mark.parametrize("last", ["import regraft.cli.app", "import regraft.merge.recipe.file, regraft.merge.run"])
 def test_it_starts_without_torch(last: str) -> None:
     code = f"import sys; {last}; print([name for name in ('torch', 'transformers', 'sklearn') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,8 +12,8 @@ import pytest
 
 from regraft.errors import BadReferenceError
 from regraft.merge.inputs import Opened, open_inputs
+from regraft.merge.recipe.spec import Spec, spec_of
 from regraft.merge.sources import FileSource, LoraSource
-from regraft.merge.spec import Spec, spec_of
 
 Order = list[tuple[str, float]]
 

@@ -14,8 +14,8 @@ import pytest
 from regraft import faults
 from regraft.checkpoint.weights import let_go
 from regraft.errors import RunLockedError
+from regraft.merge.recipe.spec import Output, Spec, spec_of
 from regraft.merge.run import merge
-from regraft.merge.spec import Output, Spec, spec_of
 
 # What is forked is killed, or ends without using a thread of its parent's.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

@@ -26,8 +26,8 @@ from regraft.checkpoint.writer import Slot, Writer
 from regraft.errors import BudgetError, NonFiniteError, RunError, StoreError
 from regraft.merge import run
 from regraft.merge.inputs import open_inputs
+from regraft.merge.recipe.spec import Output, Spec, spec_of
 from regraft.merge.run import merge
-from regraft.merge.spec import Output, Spec, spec_of
 from regraft.merge.stack import Stack
 from regraft.merge.tensors import merged_tensor, stack_of
 

@@ -18,8 +18,8 @@ from regraft.checkpoint.weights import raw_values
 from regraft.checkpoint.writer import Slot, Writer
 from regraft.errors import NonFiniteError
 from regraft.merge.inputs import Opened, open_inputs
+from regraft.merge.recipe.spec import spec_of
 from regraft.merge.sources import FileSink, FileSource, LoraSource
-from regraft.merge.spec import spec_of
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FILE = PurePosixPath("model.safetensors")

@@ -10,7 +10,7 @@ import pytest
 
 from regraft.merge.inputs import Opened, open_inputs
 from regraft.merge.methods.ties import prepare, ties
-from regraft.merge.spec import Spec, spec_of
+from regraft.merge.recipe.spec import Spec, spec_of
 from regraft.merge.stack import Stack
 from regraft.merge.tensors import merged_tensor, prepared_for, settings_of, stack_of
 

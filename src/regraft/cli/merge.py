@@ -66,11 +66,11 @@ def merge(
             raise typer.BadParameter("goes with --search.", param_hint=f"'{name}'")
     limit = size_of(max_memory)
     from regraft.cli import show
-    from regraft.merge.recipe_file import read_merge
+    from regraft.merge.recipe.file import read_merge
 
     spec = read_merge(recipe)
     if search and out is not None:
-        from regraft.merge.search import search as find
+        from regraft.merge.search.search import search as find
 
         chosen = find(
             spec, out, listed(task), budget, held_out=listed(held_out), seed=seed, max_memory=limit, workers=workers,
@@ -85,8 +85,8 @@ def merge(
         typer.echo(f"Written to {chosen.out}: {chosen.answer}")
         return
     if dry_run or out is None:
+        from regraft.merge.checks.preflight import preflight_of
         from regraft.merge.inputs import open_inputs
-        from regraft.merge.preflight import preflight_of
 
         ordered, opened = open_inputs(spec)
         seen = preflight_of(ordered, opened, out=out, max_memory=limit, workers=workers, allow=allow or ())

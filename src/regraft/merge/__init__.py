@@ -8,24 +8,22 @@ Every registered method is a function of this package; `merge(spec, out)` runs a
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regraft.merge.preflight import Preflight
-    from regraft.merge.recipe_file import read_merge
+    from regraft.merge.checks.preflight import Preflight
+    from regraft.merge.recipe.file import read_merge
+    from regraft.merge.recipe.spec import Input, Output, Spec, spec_of
     from regraft.merge.run import MergeResult, merge
-    from regraft.merge.spec import Input, Output, Spec, spec_of
 
 __all__ = ["Input", "MergeResult", "Output", "Preflight", "Spec", "merge", "preflight", "read_merge", "spec_of"]
 
 _HOMES = {
-    "Input": "spec", "Output": "spec", "Spec": "spec", "spec_of": "spec", "MergeResult": "run", "merge": "run",
-    "Preflight": "preflight", "read_merge": "recipe_file",
+    "Input": "recipe.spec", "Output": "recipe.spec", "Spec": "recipe.spec", "spec_of": "recipe.spec",
+    "read_merge": "recipe.file", "Preflight": "checks.preflight", "MergeResult": "run", "merge": "run",
 }  # fmt: skip
 
 
@@ -33,25 +31,14 @@ def preflight(
     spec: Spec, *, out: str | os.PathLike[str] | None = None, max_memory: int | None = None, workers: int | None = None,
     allow: Sequence[str] = (),
 ) -> Preflight:  # fmt: skip
-    """Everything that can be known of a merge before a byte is written (see `regraft.merge.preflight`)."""
+    """Everything that can be known of a merge before a byte is written (see `regraft.merge.checks.preflight`)."""
+    from regraft.merge.checks.preflight import preflight_of
     from regraft.merge.inputs import open_inputs
-    from regraft.merge.preflight import preflight_of
     from regraft.merge.run import MAX_MEMORY
 
     ordered, opened = open_inputs(spec)
     target = None if out is None else Path(out)
     return preflight_of(ordered, opened, out=target, max_memory=max_memory or MAX_MEMORY, workers=workers, allow=allow)
-
-
-class _Package(ModuleType):
-    """Keeps `preflight` and `search` functions: the import of a submodule of that name would put the module in their place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def _merge_with(
@@ -78,8 +65,8 @@ def _merge_with(
         seed: Of everything random.
         max_memory, workers, allow: See `regraft.merge.run.merge`.
     """
+    from regraft.merge.recipe.spec import spec_of
     from regraft.merge.run import MAX_MEMORY, merge
-    from regraft.merge.spec import spec_of
     from regraft.store import key_of
 
     spec = spec_of(method, inputs, base, output=output, seed=seed, **options)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from regraft.checkpoint.weights import FLOATS
-from regraft.merge.compatible import compare
-from regraft.merge.findings import Finding
+from regraft.merge.checks.compatible import compare
+from regraft.merge.checks.findings import Finding
 from regraft.merge.inputs import Opened
 
 

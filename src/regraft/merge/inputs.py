@@ -11,8 +11,8 @@ from regraft import methods
 from regraft.checkpoint import identity
 from regraft.checkpoint.lora import Changes, changes
 from regraft.checkpoint.weights import Weights, open_weights, raw_values
+from regraft.merge.recipe.spec import Spec
 from regraft.merge.sources import FileSource, LoraSource
-from regraft.merge.spec import Spec
 from regraft.merge.stack import Source
 
 

@@ -25,14 +25,14 @@ from regraft.checkpoint.weights import FLOATS, Weights, let_go, raw_values
 from regraft.checkpoint.writer import Slot, Writer, layout, resumable_folder
 from regraft.errors import MethodError
 from regraft.merge.align import Aligned
-from regraft.merge.certify import certify
+from regraft.merge.certificate.certify import certify
+from regraft.merge.certificate.record import tensors_of
+from regraft.merge.certificate.small_files import copy_small_files
+from regraft.merge.checks.preflight import Preflight, preflight_of
 from regraft.merge.inputs import Opened, open_inputs
-from regraft.merge.lora_out import write_lora
-from regraft.merge.preflight import Preflight, preflight_of
-from regraft.merge.record import tensors_of
-from regraft.merge.small_files import copy_small_files
+from regraft.merge.lora.whole import write_lora
+from regraft.merge.recipe.spec import DTYPES, Spec
 from regraft.merge.sources import FileSink
-from regraft.merge.spec import DTYPES, Spec
 from regraft.merge.tensors import merged_tensor, prepared_for, stack_of
 from regraft.progress import SILENT, Progress
 from regraft.store import key_of

@@ -11,9 +11,9 @@ import numpy as np
 from regraft import methods
 from regraft.checkpoint.blocks import block_of
 from regraft.merge.inputs import Opened
+from regraft.merge.recipe.spec import Spec
 from regraft.merge.register import traits_of
 from regraft.merge.sources import FileSink
-from regraft.merge.spec import Spec
 from regraft.merge.stack import Stack
 
 
@@ -68,7 +68,7 @@ def prepared_for(
 
 
 def _statistics_for(spec: Spec, opened: Opened, names: Sequence[str]) -> Any:
-    from regraft.merge.statistics import collect  # reads tasks, which no other method needs
+    from regraft.merge.statistics.statistics import collect  # reads tasks, which no other method needs
 
     def merge(stack: Stack, statistics: Any) -> np.ndarray:
         options = settings_of(spec, opened, stack.name)[1]

@@ -187,7 +187,7 @@ class Trainer:
             return {"failed": str(fault)}
         except (RuntimeError, MemoryError) as fault:
             self.close()
-            return {"failed": f"{type(fault).__name__}: {str(fault).splitlines()[0][:200]}"}
+            return {"failed": f"{type(fault).__name__}: {str(fault).partition(chr(10))[0][:200]}"}
         return {"made": made, "seconds": time.monotonic() - started, "validation": seen}
 
     def _record(self, arm: Arm, leg: Leg, done: dict[str, Any]) -> None:

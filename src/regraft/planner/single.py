@@ -254,10 +254,10 @@ def write_predictions(found: list[dict[str, Any]], out: Path) -> None:
 def verify_folder(folder: Path, task: str | None = None, *, device: str = "cpu", **read: Any) -> list[Verdict]:
     """Check the certificate of a folder again."""
     import regraft.evaluate.certify  # these register the checks
-    import regraft.merge.certify
+    import regraft.merge.certificate.certify
     from regraft.task import load_task
 
     assert regraft.evaluate.certify
-    assert regraft.merge.certify
+    assert regraft.merge.certificate.certify
     loaded = load_task(task, **read) if task is not None else None
     return certificate.verify(folder, certificate.Context(loaded, device))

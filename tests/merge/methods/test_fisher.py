@@ -17,14 +17,15 @@ from regraft import certificate, merge, methods
 from regraft.checkpoint import open_checkpoint
 from regraft.checkpoint.weights import open_weights, read_values
 from regraft.errors import MethodError, RegraftError
-from regraft.merge import contract, statistics_torch
+from regraft.merge import contract
+from regraft.merge.checks.data import data_of
 from regraft.merge.methods.fisher import fisher
-from regraft.merge.recipe_file import read_merge
+from regraft.merge.recipe.file import read_merge
 from regraft.merge.run import merge as run
 from regraft.merge.stack import Stack
-from regraft.merge.statistics import Collected
-from regraft.merge.statistics_check import data_of
-from regraft.merge.statistics_parts import Kept, Parts, Statistics
+from regraft.merge.statistics import passes as statistics_torch
+from regraft.merge.statistics.parts import Kept, Parts, Statistics
+from regraft.merge.statistics.statistics import Collected
 
 
 def statistics(seed: int, n: int, size: int, scales: list[float] | None = None) -> Statistics:

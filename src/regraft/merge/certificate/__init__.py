@@ -1,0 +1,1 @@
+"""What is left on record beside a merged checkpoint, and checked again."""

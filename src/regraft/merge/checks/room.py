@@ -1,0 +1,134 @@
+"""What a merge will take: memory, disk, time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from regraft.checkpoint import lora
+from regraft.checkpoint.headers import DTYPE_BYTES
+from regraft.checkpoint.sampled import seconds_per_byte
+from regraft.checkpoint.weights import FLOATS, Weights
+from regraft.errors import CheckpointError
+from regraft.merge.checks.findings import Finding, error
+from regraft.merge.inputs import Opened
+from regraft.merge.recipe.spec import DTYPES, RANK, Spec
+from regraft.merge.register import traits_of
+from regraft.merge.stack import GRAIN
+
+# Of a LoRA, unless the recipe says another.
+# Counts of the lower 16 bits of every input's magnitudes, by which thresholds are found.
+_COUNTS = 8 * 2**16
+
+
+def memory_of(spec: Spec, opened: Opened, merged: Sequence[str], limit: int, threads: int) -> dict[str, Any]:
+    """Bytes that a merge takes beyond the imports.
+
+    Returns:
+        `predicted`: the buffers of all threads, the factors of adapters, and what the method works with; `limit`;
+        `working` and its `tensor`: what the method, and writing a LoRA, need for the largest tensor (None in blocks).
+    """
+    traits, n = traits_of(spec.method), len(opened.inputs)
+    shapes = {name: opened.template.tensors[name].shape for name in merged}
+    widest = max((shape[-1] for shape in shapes.values() if shape), default=1)
+    predicted = threads * (2 * n + 2) * max(GRAIN, widest) * 4 + n * _COUNTS * (threads + 2)
+    # Factors are kept as long as a tensor's stack is: those of all tensors where the method looks at all of them first.
+    for one in opened.all:
+        predicted += sum(_factors(one)) if traits.prepare is not None else max(_factors(one), default=0)
+    needs = {}
+    if traits.working is not None:
+        needs = {name: traits.working(shape, n) for name, shape in shapes.items()}
+    if spec.output.format == "lora":
+        needs = {name: needs.get(name, 0) + _extraction(shape) for name, shape in shapes.items()}
+        predicted += 4 * (spec.output.rank or RANK) * sum(sum(shape) for shape in shapes.values() if len(shape) == 2)
+    tensor, need = None, None
+    if needs:
+        tensor = max(needs, key=lambda name: (needs[name], name))
+        need = needs[tensor]
+    return {"predicted": predicted + (need or 0), "limit": limit, "working": need, "tensor": tensor}
+
+
+def _extraction(shape: tuple[int, ...]) -> int:
+    """Bytes for the difference of a whole tensor: base, merged, difference (float32), and its decomposition (float64)."""
+    size = prod(shape)
+    return 12 * size + (24 * size + 24 * min(shape) ** 2 if len(shape) == 2 else 0)
+
+
+def _factors(one: Weights) -> list[int]:
+    """Bytes of each low-rank change of an adapter in memory."""
+    if one.adapter is None:
+        return []
+    try:
+        return [factors.loaded_bytes for factors in lora.factors(one.adapter, one.tensors).values()]
+    except CheckpointError:  # `check_adapter` says so
+        return []
+
+
+def disk_of(spec: Spec, template: Weights, out: Path | None) -> dict[str, Any]:
+    """Bytes that are `needed`, and those that are `free` where the output goes (None without an output)."""
+    wanted = DTYPES.get(spec.output.dtype or "")
+    tensors = template.tensors.values()
+    if spec.output.format == "lora":
+        needed = sum(4 * (spec.output.rank or RANK) * sum(info.shape) for info in tensors if len(info.shape) == 2)
+    else:
+        formats = [(info, wanted if wanted is not None and info.dtype in FLOATS else info.dtype) for info in tensors]
+        needed = sum(info.elements * DTYPE_BYTES[dtype] for info, dtype in formats)
+    if out is None:
+        return {"needed": needed, "free": None}
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    # What an interrupted merge of the same output has written is used again.
+    written = sum(file.stat().st_size for file in out.absolute().parent.glob(f".{out.name}.*.partial/**/*.safetensors"))
+    return {"needed": needed, "free": shutil.disk_usage(place).free + written}
+
+
+def seconds_of(opened: Opened, disk: Mapping[str, Any], threads: int) -> float:
+    """Seconds of reading every input and writing the output once, at the pace of decoding that is measured now."""
+    total = sum(one.bytes for one in opened.all) + int(disk["needed"])
+    return round(total * seconds_per_byte(opened.template) / threads, 3)
+
+
+def check_room(memory: Mapping[str, Any], disk: Mapping[str, Any], out: Path | None) -> list[Finding]:
+    """Findings for what does not fit."""
+    findings = []
+    if memory["predicted"] > memory["limit"]:
+        whole, tensor = memory["working"], memory["tensor"]
+        what = f"{size(whole)} of it for the whole tensor {tensor!r}" if whole else "for its buffers"
+        problem = (
+            f"The merge needs {size(memory['predicted'])} of memory, {what}; the limit is {size(memory['limit'])}."
+        )
+        remedy = "use an elementwise method, such as task_arithmetic or ties" if whole else "use fewer --workers"
+        findings.append(error("memory", problem, f"Raise --max-memory, or {remedy}.", [tensor] if tensor else []))
+    if disk["free"] is not None and disk["needed"] > disk["free"]:
+        problem = f"{out} needs {size(disk['needed'])} on disk, {size(disk['free'])} are free."
+        findings.append(error("disk", problem, "Free some space, or give a folder on another disk."))
+    return findings
+
+
+def check_out(out: Path | None, opened: Opened) -> list[Finding]:
+    """Findings for an output folder that is in use."""
+    if out is None:
+        return []
+    target = out.absolute().resolve()
+    for one in opened.all:
+        own = {one.folder.resolve()} | ({one.adapter.folder.resolve()} if one.adapter is not None else set())
+        if any(target.is_relative_to(folder) or folder.is_relative_to(target) for folder in own):
+            problem = f"The output {out} lies in the folder of {one.reference}, or holds it."
+            return [error("out", problem, "Give another folder.", [str(out)], final=True)]
+    if target.exists() and not target.is_dir():
+        return [error("out", f"The output {out} is a file.", "Give a folder.", [str(out)], final=True)]
+    if target.exists() and any(target.iterdir()):
+        return [error("out", f"The output {out} is not empty.", "Give a new folder.", [str(out)])]
+    return []
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"

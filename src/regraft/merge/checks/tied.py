@@ -1,0 +1,101 @@
+"""Tied heads: an output layer that one checkpoint stores and another one shares with its embeddings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from regraft.checkpoint.blocks import in_blocks
+from regraft.checkpoint.headers import TensorInfo
+from regraft.checkpoint.weights import FLOATS, Weights, raw_values
+from regraft.merge.checks.findings import Finding, error, note
+from regraft.randomness import integers
+
+_EMBEDDINGS = re.compile(r"embed|wte|^shared\.")
+_GENERATES = re.compile("LMHead|ForCausalLM|ForMaskedLM|ForPreTraining|ForConditionalGeneration")
+_SAMPLE = 4096
+
+
+@dataclass
+class Tied:
+    """What is explained by tied heads.
+
+    Args:
+        missing: Names that the other checkpoint still lacks.
+        extra: Names that it still has more.
+        findings: What was explained.
+        aliases: Tensors of the template, and the name that the other one has them under.
+    """
+
+    missing: list[str]
+    extra: list[str]
+    findings: list[Finding] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+
+def tied(template: Weights, other: Weights, missing: Sequence[str], extra: Sequence[str], who: str, whose: str) -> Tied:
+    """Explain one-sided tensors as copies of others, or as heads that the other side has tied.
+
+    Args:
+        missing: Names that only the template has.
+        extra: Names that only the other one has.
+        who: What the other one is called in sentences.
+        whose: What the template is called.
+    """
+    found = Tied(list(missing), list(extra))
+    for name in missing:
+        twin, copy = _twin(template, name)
+        if twin is None or twin not in other.tensors or other.tensors[twin].shape != template.tensors[name].shape:
+            continue
+        if copy or ties(other):
+            found.missing.remove(name)
+            found.aliases[name] = twin
+            found.findings.append(_finding(name, twin, copy, whose, who))
+    for name in extra:
+        twin, copy = _twin(other, name)
+        if twin is not None and (copy or ties(template)):
+            found.extra.remove(name)
+            found.findings.append(_finding(name, twin, copy, who, whose))
+    return found
+
+
+def ties(checkpoint: Weights) -> bool:
+    """Whether a checkpoint has an output layer although it stores none: it is then tied to the embeddings."""
+    classes = " ".join(map(str, checkpoint.config.get("architectures") or ()))
+    return checkpoint.config.get("tie_word_embeddings") is not False and _GENERATES.search(classes) is not None
+
+
+def _finding(name: str, twin: str, copy: bool, holder: str, sharer: str) -> Finding:
+    if copy:
+        problem = f"{holder} stores {name!r} as a copy of {twin!r} (values compared in a sample); {sharer} stores one of them."
+        return note("tied", problem, [name])
+    problem = f"{holder} has a {name!r} of its own; in {sharer} it is tied to {twin!r}."
+    return error("tied", problem, "Merge checkpoints that are all tied, or all untied.", [name])
+
+
+def _twin(owner: Weights, name: str) -> tuple[str | None, bool]:
+    """The tensor that a tensor outside the blocks may be tied to, and whether their values are the same."""
+    info = owner.tensors[name]
+    if in_blocks(name) or info.dtype not in FLOATS:
+        return None, False
+    like = [
+        one for one, its in owner.tensors.items()
+        if one != name and not in_blocks(one) and its.shape == info.shape and its.dtype == info.dtype
+    ]  # fmt: skip
+    for one in like:
+        if _same_values(info, owner.tensors[one]):
+            return one, True
+    embeddings = [one for one in like if len(info.shape) == 2 and _EMBEDDINGS.search(one)]
+    return (embeddings[0] if embeddings else None), False
+
+
+def _same_values(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether sampled values of two tensors of one format are equal, and not all one number."""
+    if not first.elements:
+        return False
+    places = np.sort(integers(first.elements, min(_SAMPLE, first.elements), 0, "tied", first.name))
+    mine, theirs = raw_values(first)[places], raw_values(second)[places]
+    return bool((mine == theirs).all() and (mine != mine[0]).any())

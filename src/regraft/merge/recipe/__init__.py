@@ -1,0 +1,1 @@
+"""Recipes of merges: as data, from YAML, from mergekit."""

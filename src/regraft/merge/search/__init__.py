@@ -1,0 +1,1 @@
+"""`regraft merge --search`: which merge to take."""

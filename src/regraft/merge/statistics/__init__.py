@@ -1,0 +1,1 @@
+"""What data-driven methods know of the inputs: statistics over examples."""

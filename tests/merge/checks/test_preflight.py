@@ -1,0 +1,291 @@
+"""Preflight: what fits is let through with its facts, what does not is refused with what and where, before a byte is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from regraft.errors import CheckpointError, MethodError, NonFiniteError, RegraftError
+from regraft.merge.checks.findings import ALLOW
+from regraft.merge.checks.preflight import Preflight, preflight_of
+from regraft.merge.inputs import open_inputs
+from regraft.merge.recipe.spec import Input, Output, Spec, spec_of
+
+LIMIT = 512 * 2**20
+
+
+def looked_at(spec: Spec, out: Path | None = None, allow: tuple[str, ...] = (), limit: int = LIMIT) -> Preflight:
+    return preflight_of(*open_inputs(spec), out=out, max_memory=limit, workers=2, allow=allow)
+
+
+def ties(base: Path, *inputs: Path | str, **options: Any) -> Spec:
+    return spec_of("ties", list(inputs), base, **options)
+
+
+def codes(found: Preflight) -> list[str]:
+    return sorted({one.code for one in found.errors})
+
+
+def notes(found: Preflight) -> list[str]:
+    return sorted({one.code for one in found.findings if one.severity == "note"})
+
+
+def test_fine_tunes_pass(three: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base, a, b = three
+    found = looked_at(ties(base, a, b), tmp_path / "out")
+    found.refuse()
+    assert (found.findings, found.allowed) == ((), ())
+    assert [one["role"] for one in found.checkpoints] == ["base", "input", "input"]
+    size = sum(torch.Size(info.shape).numel() * 4 for info in found.aligned.opened.template.tensors.values())
+    assert {one["bytes"] for one in found.checkpoints} == {size}
+    assert found.disk["needed"] == size
+    assert found.disk["free"] > size
+    assert 0 < found.memory["predicted"] < 64 * 2**20
+    assert found.memory["working"] is None
+    assert found.seconds >= 0
+    assert all(one.related and one.correlation > 0.99 for one in found.ancestry.values())
+    assert set(found.aligned.merged) == set(found.aligned.opened.template.tensors)
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_it_is_data(three: tuple[Path, Path, Path]) -> None:
+    base, a, b = three
+    found = looked_at(ties(base, a, b))
+    content = json.loads(json.dumps(found.to_json()))
+    assert content["merged"] == len(found.aligned.merged)
+    assert set(content["ancestry"]) == {str(a), str(b)}
+    rows = found.rows()
+    assert [word for word, _ in rows] == [
+        "base",
+        "input",
+        "input",
+        "tensors",
+        "ancestry",
+        "ancestry",
+        "memory",
+        "disk",
+        "time",
+    ]
+    assert all(isinstance(text, str) and text for _, text in rows)
+
+
+def test_without_a_base_the_first_input_is_the_template(three: tuple[Path, Path, Path]) -> None:
+    _, a, b = three
+    found = looked_at(spec_of("linear", [a, b]))
+    found.refuse()
+    assert len(found.ancestry) == 1
+
+
+def test_no_descendant_of_the_base(three: tuple[Path, Path, Path], bert_config: Any, tmp_path: Path) -> None:
+    from transformers import BertModel
+
+    base, a, _ = three
+    torch.manual_seed(99)
+    stranger = tmp_path / "stranger"
+    BertModel(bert_config()).save_pretrained(stranger)
+    for path in base.glob("*token*"):
+        (stranger / path.name).write_bytes(path.read_bytes())
+    found = looked_at(ties(base, a, stranger))
+    assert codes(found) == ["ancestry"]
+    with pytest.raises(CheckpointError, match=r"stranger and .*tiny-bert share no ancestor.*--allow ancestry"):
+        found.refuse()
+    passed = looked_at(ties(base, a, stranger), allow=("ancestry",))
+    passed.refuse()
+    assert passed.allowed == ("ancestry",)
+    assert ("allowed", passed.findings[0].problem) in passed.rows()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(value: float, three: tuple[Path, Path, Path], tuned: Any) -> None:
+    base, a, _ = three
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["pooler.dense.weight"][:] = value
+
+    found = looked_at(ties(base, a, tuned(base, "bad", change=spoil)), allow=tuple(ALLOW))
+    with pytest.raises(
+        NonFiniteError, match=r"NaN or infinite values in pooler\.dense\.weight \(.*bad/model\.safetensors\)"
+    ):
+        found.refuse()
+
+
+def test_a_missing_shard(three: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    base, a, _ = three
+    AutoModel.from_pretrained(a).save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    gone = sorted((tmp_path / "shards").glob("model-*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=gone.name):
+        looked_at(ties(base, a, tmp_path / "shards"))
+
+
+def test_several_errors_are_told_at_once(tiny_bert: Path, tiny_gpt2: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"refused for \d reasons:\n.*gpt2 \(model_type\)") as caught:
+        looked_at(ties(tiny_bert, tiny_gpt2)).refuse()
+    assert "no tensor that could be merged" in str(caught.value)
+
+
+def test_other_tokens(three: tuple[Path, Path, Path]) -> None:
+    base, a, b = three
+    content = json.loads((b / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["cat"], vocabulary["dog"] = vocabulary["dog"], vocabulary["cat"]
+    (b / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"another tokenizer than .*tiny-bert: 2 tokens have other numbers"):
+        looked_at(ties(base, a, b)).refuse()
+    looked_at(ties(base, a, b), allow=("tokenizer",)).refuse()
+    chosen = looked_at(ties(base, a, b, output=Output(tokenizer=str(b))))
+    assert codes(chosen) == ["tokenizer"]
+    assert sum(one.code == "tokenizer" for one in chosen.findings) == 2  # the base's and a's, against b's
+
+
+def test_a_vocabulary_of_another_size(llama: Any, written: Any) -> None:
+    base, other = llama(0), llama(0)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        other[name] = np.concatenate([other[name], np.zeros((4, 32), np.float32)])
+    spec = ties(written("base", base), written("a", base), written("b", other, {"vocab_size": 100}))
+    assert codes(looked_at(spec)) == ["vocabulary"]
+    passed = looked_at(spec, allow=("vocabulary",))
+    passed.refuse()
+    assert set(passed.aligned.copied) == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def test_heads_that_are_let_pass_come_from_the_template(llama: Any, written: Any) -> None:
+    head = {"score.weight": np.ones((3, 32), np.float32)}
+    base, a, b = written("base", llama(0)), written("a", {**llama(0), **head}), written("b", {**llama(0), **head})
+    assert codes(looked_at(ties(base, a, b))) == ["heads"]
+    passed = looked_at(ties(base, a, b), allow=("heads",))
+    passed.refuse()
+    assert passed.aligned.left_out == ("score.weight",)
+    assert "score.weight" not in passed.aligned.merged
+    both = looked_at(spec_of("linear", [a, b]))
+    both.refuse()
+    assert "score.weight" in both.aligned.merged
+
+
+def test_tied_heads_are_read_under_one_name(llama: Any, written: Any) -> None:
+    shared = {name: value for name, value in llama(0).items() if name != "lm_head.weight"}
+    copy = {**shared, "lm_head.weight": shared["model.embed_tokens.weight"].copy()}
+    tied = {"tie_word_embeddings": True}
+    found = looked_at(ties(written("base", copy, tied), written("a", shared, tied), written("b", copy, tied)))
+    found.refuse()
+    assert notes(found) == ["equal-base", "tied"]
+    assert "lm_head.weight" in found.aligned.merged
+    one = next(one for one in found.aligned.opened.inputs if one.reference.endswith("a"))
+    assert one.tensors["lm_head.weight"] == one.tensors["model.embed_tokens.weight"]
+
+
+def test_number_formats_that_differ_are_a_note(three: tuple[Path, Path, Path], tuned: Any) -> None:
+    base, a, _ = three
+    half = tuned(base, "half", 3, dtype=torch.bfloat16)
+    found = looked_at(ties(base, a, half))
+    found.refuse()
+    (one,) = found.findings
+    assert one.code == "dtype"
+    assert "half BF16" in one.problem
+    assert looked_at(ties(base, a, half, output=Output(dtype="bfloat16"))).disk["needed"] * 2 == found.disk["needed"]
+
+
+def test_the_same_input_twice_and_the_base_itself(three: tuple[Path, Path, Path]) -> None:
+    base, a, _ = three
+    found = looked_at(ties(base, a, a, base))
+    found.refuse()
+    assert notes(found) == ["equal-base", "same-input"]
+
+
+def test_an_adapter_over_its_base(three: tuple[Path, Path, Path], tiny_adapter: Path) -> None:
+    base, a, _ = three
+    found = looked_at(ties(base, f"{base}+{tiny_adapter}", a))
+    found.refuse()
+    assert found.findings == ()
+    assert found.checkpoints[0]["adapter"] is None
+    assert {one["adapter"] for one in found.checkpoints} == {None, str(tiny_adapter)}
+
+
+def test_an_adapter_for_another_base(
+    three: tuple[Path, Path, Path], tiny_adapter: Path, tiny_gpt2: Path, copy_of: Any
+) -> None:
+    base, a, _ = three
+    spec = ties(base, f"{a}+{tiny_adapter}", a)
+    with pytest.raises(
+        CheckpointError, match=r"was made for .*tiny-bert\. Put it over that checkpoint.*--allow adapter"
+    ):
+        looked_at(spec).refuse()
+    looked_at(spec, allow=("adapter",)).refuse()
+    looked_at(ties(base, f"{copy_of(base)}+{tiny_adapter}", a)).refuse()  # a copy of its base is its base
+    unfit = looked_at(spec_of("linear", [f"{tiny_gpt2}+{tiny_adapter}", tiny_gpt2]), allow=tuple(ALLOW))
+    assert codes(unfit) == ["adapter-shapes"]
+    with pytest.raises(CheckpointError, match=r"which the base does not have"):
+        unfit.refuse()
+
+
+def test_an_adapter_from_the_hub(three: tuple[Path, Path, Path], tiny_adapter: Path, copy_of: Any, edited: Any) -> None:
+    base, a, _ = three
+    named = edited(copy_of(tiny_adapter, "named"), "adapter_config.json", base_model_name_or_path="org/base")
+    unknown = looked_at(ties(base, f"{base}+{named}", a))
+    unknown.refuse()
+    assert notes(unknown) == ["adapter"]
+    hub = copy_of(base, "models--org--base/snapshots/0123")
+    assert looked_at(ties(base, f"{hub}+{named}", a)).findings == ()
+    edited(named, "adapter_config.json", base_model_name_or_path="org/other")
+    assert codes(looked_at(ties(base, f"{hub}+{named}", a))) == ["adapter"]
+
+
+def test_what_the_recipe_says_of_layers_and_names(three: tuple[Path, Path, Path]) -> None:
+    base, a, b = three
+    spec = spec_of("ties", [a, b], base, density=[[{"filter": "mpl", "value": 0.1}, {"value": 0.3}], 0.2])
+    with pytest.raises(MethodError, match=r"No tensor's name holds 'mpl'.*--allow filter"):
+        looked_at(spec).refuse()
+    looked_at(spec, allow=("filter",)).refuse()
+    open_end = spec_of("ties", [a, b], base, density=[[{"filter": "query", "value": 0.1}], 0.2])
+    with pytest.raises(MethodError, match=r"No rule of the recipe says what holds for embeddings"):
+        looked_at(open_end, allow=("filter",)).refuse()
+    layered = Spec("ties", str(base), (Input(str(a)), Input(str(b))), layers=7, notes=("Other random numbers.",))
+    assert codes(looked_at(layered)) == ["layers"]
+    assert notes(looked_at(layered)) == ["recipe"]
+
+
+def test_a_lora_needs_a_base(three: tuple[Path, Path, Path]) -> None:
+    _, a, b = three
+    found = looked_at(spec_of("linear", [a, b], output=Output(format="lora", rank=4)))
+    assert codes(found) == ["option"]
+
+
+def test_a_code_that_does_not_exist(three: tuple[Path, Path, Path]) -> None:
+    base, a, b = three
+    with pytest.raises(MethodError, match=r"nothing to allow by the name 'everything'.*ancestry"):
+        looked_at(ties(base, a, b), allow=("everything",))
+
+
+def test_every_code_that_can_be_let_pass_is_explained() -> None:
+    assert all(words and not words.endswith(".") for words in ALLOW.values())
+
+
+def test_torch_is_not_imported(three: tuple[Path, Path, Path]) -> None:
+    base, a, b = three
+    code = (
+        "import sys\nfrom regraft.merge.inputs import open_inputs\nfrom regraft.merge.checks.preflight import preflight_of\n"
+        "from regraft.merge.recipe.spec import spec_of\n"
+        f"spec = spec_of('ties', [{str(a)!r}, {str(b)!r}], {str(base)!r})\n"
+        "preflight_of(*open_inputs(spec), max_memory=2**29).refuse()\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_errors_have_remedies(tiny_bert: Path, tiny_gpt2: Path, tiny_classifier: Path) -> None:
+    for other in (tiny_gpt2, tiny_classifier):
+        found = looked_at(spec_of("linear", [tiny_bert, other]))
+        assert found.errors
+        assert all(one.advice and one.problem.endswith(".") for one in found.errors)
+        with pytest.raises(RegraftError):
+            found.refuse()
