@@ -33,10 +33,10 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 demo: $(VENV)/.demo
 	$(BIN)/regraft reuse builtin:pydoc --zoo builtin:minilm --budget 2m --out "$(DEMO)"
 
-# The report in a browser (tests/browser) and the README's commands for real (tests/newcomer) need more than the
+# The report in a browser (tests/browser), a database server (tests/server) and the README's commands for real (tests/newcomer) need more than the
 # package registry and a minute: .ci/run runs them.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --ignore=tests/browser --ignore=tests/newcomer $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --ignore=tests/browser --ignore=tests/server --ignore=tests/newcomer $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -82,6 +82,6 @@ $(VENV)/.dev: $(VENV)/.created $(INPUTS)
 	$(PY) -m pip install -e ".[dev]"
 	@touch $(VENV)/.demo $@
 
-$(VENV)/.docs $(VENV)/.browser $(VENV)/.bench: $(VENV)/.%: $(VENV)/.dev
+$(VENV)/.docs $(VENV)/.browser $(VENV)/.bench $(VENV)/.postgres: $(VENV)/.%: $(VENV)/.dev
 	$(PY) -m pip install -e ".[$*]"
 	@touch $@

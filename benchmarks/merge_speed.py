@@ -101,8 +101,10 @@ class Bench:
         limits: list[dict[str, Any]] = []
         first = self._ours(yaml, fresh=counts)  # fills the compiler's cache
         for _turn in range(repeat):
-            runs["regraft"].append(self._ours(yaml))
-            runs["mergekit"].append(self._theirs(yaml))
+            for name, run in (("regraft", self._ours), ("mergekit", self._theirs)):
+                warm(files)  # each time: what a program writes may have pushed inputs out
+                runs[name].append(run(yaml))
+            warm(files)
             limits.append(self._limit(files))
         same = self._same(cell)
         self._clear()

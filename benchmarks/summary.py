@@ -136,6 +136,21 @@ def kill(content: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n" + _measured_on(content)
 
 
+def rank_timm(content: dict[str, Any]) -> str:
+    """Order and first choice of each way of predicting."""
+    lines = [
+        "| left out | predicted by | weighted tau | regret, points | inside the interval | sets |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, cell in content["cells"].items():
+        for name, way in sorted(cell["ways"].items(), key=lambda one: -one[1]["weighted_tau"]):
+            inside = "-" if way["coverage"] is None else f"{way['coverage']:.1%}"
+            lines.append(
+                f"| {key} | {name} | {way['weighted_tau']:.3f} | {way['regret_points']:.2f} | {inside} | {way['sets']} |"
+            )
+    return "\n".join(lines) + "\n" + _measured_on(content)
+
+
 def _measured_on(content: dict[str, Any]) -> str:
     used = {cell["machine"] for cell in content["cells"].values()}
     machines = {
@@ -148,6 +163,7 @@ def _measured_on(content: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "classification": classification, "features": features, "budget": budget, "kill": kill,
+    "rank_timm": rank_timm,
 }  # fmt: skip
 
 

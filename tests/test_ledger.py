@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,3 +121,24 @@ def test_a_full_disk_is_an_error_in_words(ledger: Ledger) -> None:
     ledger._db.execute("PRAGMA max_page_count=1")
     with pytest.raises(RunError, match=r"full.*Free some space"):
         ledger.log("a", "x" * 100_000)
+
+
+def test_a_file_that_is_damaged_under_our_hands_is_an_error_in_words(ledger: Ledger, path: Path) -> None:
+    ledger.log("a", "x" * 20_000)
+    ledger._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(path.read_bytes())
+    content[:] = b"\x55" * len(content)
+    path.write_bytes(content)
+    damaged = Ledger.__new__(Ledger)
+    damaged._path, damaged.spent = path, lambda: 0.0
+    damaged._db = sqlite3.connect(path, isolation_level=None)
+    with pytest.raises(RunError, match=r"is damaged.*another --out"):
+        damaged.log("b", 1)
+    damaged.close()
+
+
+def test_time_can_be_forgotten(ledger: Ledger) -> None:
+    ledger.spent = lambda: 3.5
+    ledger.beat()
+    ledger.forget_time()
+    assert ledger.spent_before() == 0.0

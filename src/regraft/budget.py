@@ -17,6 +17,8 @@ from regraft.errors import BudgetError
 
 Found = TypeVar("Found")
 
+# Of what is left of a budget, what a download may take.
+DOWNLOAD_SHARE = 0.5
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|trials?)")
 
@@ -81,6 +83,10 @@ class Deadline:
         """A deadline of its own that ends after `seconds`, or with this one, whichever is sooner."""
         limit = min(seconds, self.left())
         return Deadline(None if limit == float("inf") else limit, clock=self._clock)
+
+    def for_download(self) -> Deadline:
+        """A deadline of its own for a download, which may take a share of what is left."""
+        return self.part(DOWNLOAD_SHARE * self.left())
 
 
 def downloaded(what: str, fetch: Callable[[], Found], deadline: Deadline | None) -> Found:

@@ -6,6 +6,7 @@
     |   `-- NonFiniteError           its weights, or what it computes, are NaN or infinite
     |-- BadReferenceError             a reference cannot be read or found
     |   `-- HubError                 the Hub says no, or cannot be reached
+    |-- CatalogueError               a catalogue that cannot be read or written, or a filter that it does not know
     |-- TaskError                    the task's data cannot be read or used
     |-- MethodError                  an unknown method, or parameters that it does not take
     |-- BudgetError                  a budget that cannot be read, or is too small for anything
@@ -58,6 +59,10 @@ class BadReferenceError(RegraftError):
 
 class HubError(BadReferenceError):
     """A Hub repository that is gated, absent or unreachable."""
+
+
+class CatalogueError(RegraftError):
+    """A catalogue of checkpoints that cannot be read or written, or a filter that it does not know."""
 
 
 class TaskError(RegraftError):

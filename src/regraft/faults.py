@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-POINTS = (
+REUSE = (
     "run folder made",
     "task read",
     "baseline measured",
@@ -25,6 +25,19 @@ POINTS = (
     "recipe written",
     "result written",
 )
+MERGE = ("tensor merged", "merge written", "candidate measured")
+PACK = (
+    "packed file written",
+    "pack written",
+    "pack verified",
+    "original aside",
+    "pack in place",
+    "original removed",
+    "restored file written",
+    "restore verified",
+)
+INDEX = ("checkpoints written", "checkpoints recorded", "gone written", "parents looked up")
+POINTS = (*REUSE, *MERGE, *PACK, *INDEX)
 
 hook: Callable[[str], None] | None = None
 

@@ -65,6 +65,10 @@ class Ledger:
         rows = self._select("SELECT spent_s FROM clock")
         return float(rows[0][0]) if rows else 0.0
 
+    def forget_time(self) -> None:
+        """Forget the active seconds: what used them was another run, which came to nothing."""
+        self._execute("DELETE FROM clock")
+
     def entries(self) -> list[tuple[str, float, Any]]:
         """(key, at_s, value) in the order of logging."""
         rows = self._select("SELECT key, at_s, value FROM entries ORDER BY number")
@@ -80,10 +84,14 @@ class Ledger:
         except sqlite3.DatabaseError as fault:
             raise RunError(f"{self._path} cannot be read: {fault}.", "Use another --out folder.") from fault
 
-    def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> None:
         try:
             self._db.execute(statement, values)
+        except sqlite3.IntegrityError:  # a key logged twice is a defect of ours
+            raise
         except sqlite3.OperationalError as fault:
             raise RunError(
                 f"{self._path} cannot be written: {fault}.", "Free some space, then run the same command again."
             ) from fault
+        except sqlite3.DatabaseError as fault:
+            raise RunError(f"{self._path} is damaged: {fault}.", "Use another --out folder.") from fault

@@ -24,7 +24,7 @@ from regraft.errors import MethodError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-NEEDS = frozenset({"weights", "features", "labels", "gradients", "training", "text"})
+NEEDS = frozenset({"weights", "features", "source outputs", "labels", "targets", "gradients", "training", "text"})
 
 # The modules whose import registers our own methods, by capability; imported on first use so that `--help` stays fast.
 _OWN = {

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.checkpoint import load_tokenizer, open_checkpoint
+from regraft.checkpoint import batches, load_tokenizer, open_checkpoint
 from regraft.checkpoint.batches import Tokens, sorted_batches, tokenize
 
 TEXTS = ["the cat saw a dog", "rain", "we heard a very old violin again and again"]
@@ -43,7 +43,15 @@ def test_long_texts_are_cut_with_their_special_tokens(tiny_bert: Path) -> None:
 def test_a_text_without_tokens_gets_one(tiny_gpt2: Path) -> None:
     tokenizer = load_tokenizer(open_checkpoint(str(tiny_gpt2)))
     assert tokenizer("")["input_ids"] == []
-    assert tokenize(tokenizer, ["", "cat"], 10).ids[0] == [tokenizer.unk_token_id]
+    assert tokenize(tokenizer, ["", "cat"], 10).ids[0].tolist() == [tokenizer.unk_token_id]
+
+
+def test_many_texts_are_given_to_the_tokenizer_in_parts(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer(open_checkpoint(str(tiny_bert)))
+    whole = tokenize(tokenizer, TEXTS, 64)
+    monkeypatch.setattr(batches, "TEXTS", 2)
+    parts = tokenize(tokenizer, TEXTS, 64)
+    assert [row.tolist() for row in parts.ids] == [row.tolist() for row in whole.ids]
 
 
 def test_no_texts(tiny_bert: Path) -> None:

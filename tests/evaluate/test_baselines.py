@@ -119,8 +119,12 @@ def test_short_texts_are_read_whole_and_long_ones_from_the_beginning(monkeypatch
     assert metrics(labels, fitted.predict(texts))["accuracy"] > 0.9
 
 
-def test_seconds_grow_with_what_is_read() -> None:
-    short, middle, long = (seconds_a_text(["x" * size] * 10) for size in (50, 500, 10**6))
+def test_seconds_grow_with_what_is_read_and_with_what_is_told_apart() -> None:
+    short, middle, long = (seconds_a_text(["x" * size] * 10, 10) for size in (50, 500, 10**6))
     assert 0 < middle < long < 0.01
     assert middle == pytest.approx(10 * short)
-    assert seconds_a_text([]) == 0.0
+    assert seconds_a_text([], 10) == 0.0
+    # The fit passes over every character for every class: at many classes twice as many take twice as long.
+    few, many = (seconds_a_text(["x" * 500], classes) for classes in (10_000, 20_000))
+    assert many == pytest.approx(2 * few, rel=0.01)
+    assert many - few == pytest.approx(10 * (seconds_a_text(["x" * 50], 20_000) - seconds_a_text(["x" * 50], 10_000)))

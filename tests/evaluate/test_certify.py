@@ -18,6 +18,7 @@ from regraft.certificate import Context
 from regraft.checkpoint import open_checkpoint
 from regraft.checkpoint.classifier import probabilities
 from regraft.checkpoint.export import load_classifier
+from regraft.errors import CheckpointError
 from regraft.evaluate import score
 from regraft.evaluate.card import Made
 from regraft.evaluate.certify import SAMPLES, files_id, member_size, weights_id, write_certified
@@ -61,6 +62,15 @@ def member(parent: Path, task: Task, tmp_path: Path) -> Path:
 
 def outcomes(folder: Path, task: Task | None = None) -> dict[str, str]:
     return {verdict.claim.check: verdict.outcome for verdict in certificate.verify(folder, Context(task))}
+
+
+def test_what_the_stock_library_computes_differently_is_not_published(
+    parent: Path, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regraft.evaluate.certify.stock_logits", lambda folder, texts, form: torch.zeros(len(texts), 3))
+    with pytest.raises(CheckpointError, match="computes something else from member"):
+        certified(tmp_path / "member", parent, task)
+    assert not (tmp_path / "member" / "certificate.json").exists()
 
 
 ALL = ("files", "stock", "parent", "size", "test")

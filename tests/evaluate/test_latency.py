@@ -6,6 +6,7 @@ import pytest
 
 from regraft.errors import TaskError
 from regraft.evaluate import measure_latency, measure_throughput
+from regraft.evaluate.latency import batch_within
 
 
 class Model:
@@ -79,3 +80,17 @@ def test_a_clock_that_stands_still_gives_a_finite_rate() -> None:
 def test_without_a_text_nothing_can_be_timed(measure) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(TaskError, match="without a text"):
         measure(Model(1.0), [])
+
+
+@pytest.mark.parametrize("text_s", [0.001, 0.0187, 0.019, 0.1, 0.5, 20.0])
+def test_a_batch_of_a_slow_model_is_small(text_s: float) -> None:
+    class Slow(Model):
+        def __call__(self, texts: list[str]) -> None:
+            self.seen.append(texts)
+            self.now += text_s * len(texts)
+
+    model, batch = Slow(0.0), batch_within(0.6, text_s)
+    assert batch == 32 or (text_s > 0.6 / 32 and 1 <= batch < 32)
+    rate = measure_throughput(model, ["a"], batch_size=batch, deadline_s=0.6, clock=model.clock)
+    assert rate == pytest.approx(1 / text_s)
+    assert model.now <= 0.6 + max(0.6, 2 * text_s) + 1e-9

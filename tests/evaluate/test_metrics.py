@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -207,3 +208,15 @@ def test_all_right_on_a_few_examples_is_not_certain(right: bool) -> None:
     assert found["macro_f1"] == (float(right), float(right))
     mixed = np.arange(20) < 19
     assert proportion_interval(mixed) == mean_interval(mixed)
+
+
+def test_many_classes_take_little_memory() -> None:
+    """1,000 classes, all confused: a square of pairs and classes would be a gigabyte."""
+    draw = np.random.default_rng(0)
+    labels, predicted = draw.integers(0, 1000, size=(2, 20_000))
+    tracemalloc.start()
+    difference, low, high = paired_difference(labels, predicted, np.roll(labels, 1), resamples=20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert low <= difference <= high
+    assert peak < 200 * 2**20

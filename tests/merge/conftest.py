@@ -3,86 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "vocab_size": 96,
-         "num_hidden_layers": 3, "num_attention_heads": 2, "tie_word_embeddings": False}  # fmt: skip
+from regraft.checkpoint.weights import let_go, open_weights, raw_values
 
-
-def llama_tensors(seed: int, layers: int = 3, hidden: int = 32, vocabulary: int = 96) -> dict[str, np.ndarray]:
-    """Random weights in the shapes of a small Llama."""
-    draw = np.random.default_rng(seed)
-
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return (draw.standard_normal((rows, columns)) * 0.02).astype(np.float32)
-
-    found = {"model.embed_tokens.weight": matrix(vocabulary, hidden)}
-    for layer in range(layers):
-        at = f"model.layers.{layer}"
-        found |= {f"{at}.self_attn.{name}_proj.weight": matrix(hidden, hidden) for name in "qkvo"}
-        found |= {f"{at}.mlp.{name}_proj.weight": matrix(3 * hidden, hidden) for name in ("gate", "up")}
-        found[f"{at}.mlp.down_proj.weight"] = matrix(hidden, 3 * hidden)
-        found[f"{at}.input_layernorm.weight"] = np.ones(hidden, np.float32)
-        found[f"{at}.post_attention_layernorm.weight"] = np.ones(hidden, np.float32)
-    found["model.norm.weight"] = np.ones(hidden, np.float32)
-    found["lm_head.weight"] = matrix(vocabulary, hidden)
-    return found
-
-
-@pytest.fixture(scope="session")
-def llama() -> Callable[..., dict[str, np.ndarray]]:
-    """The function `llama_tensors`."""
-    return llama_tensors
-
-
-@pytest.fixture
-def written(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes a checkpoint from arrays: `written(name, tensors, config={}, dtype=torch.float32)`."""
-
-    def write(
-        name: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] = {}, dtype: torch.dtype | None = None
-    ) -> Path:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        made = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
-        made = {key: value.to(dtype) if dtype and value.is_floating_point() else value for key, value in made.items()}
-        save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps({**LLAMA, **config}))
-        return folder
-
-    return write
-
-
-@pytest.fixture
-def tuned(tmp_path: Path) -> Callable[..., Path]:
-    """A function that makes a fine-tune of a checkpoint's folder: noise on every floating-point weight, or a change."""
-
-    def tune(
-        folder: Path, name: str, seed: int = 0, noise: float = 1e-3,
-        change: Callable[[dict[str, torch.Tensor]], None] | None = None, dtype: torch.dtype | None = None,
-    ) -> Path:  # fmt: skip
-        target = Path(shutil.copytree(folder, tmp_path / name))
-        tensors = load_file(target / "model.safetensors")
-        generator = torch.Generator().manual_seed(seed)
-        for key in sorted(tensors):
-            if tensors[key].is_floating_point() and noise:
-                tensors[key] = tensors[key] + noise * torch.randn(tensors[key].shape, generator=generator)
-            if tensors[key].is_floating_point() and dtype is not None:
-                tensors[key] = tensors[key].to(dtype)
-        if change is not None:
-            change(tensors)
-        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-        return target
-
-    return tune
+Raw = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
 @pytest.fixture
@@ -102,3 +35,61 @@ def edited() -> Callable[..., Path]:
 def three(tiny_bert: Path, tuned: Callable[..., Path]) -> tuple[Path, Path, Path]:
     """A base and two fine-tunes of it."""
     return tiny_bert, tuned(tiny_bert, "a", 1), tuned(tiny_bert, "b", 2)
+
+
+def moved_on_a_grid(tensors: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Changed by a few different magnitudes: thresholds are met by many elements, and sums depend on their order."""
+    draw = np.random.default_rng(seed)
+    return {
+        name: (values + np.float32(0.1) * draw.integers(-3, 4, values.shape) / np.float32(32)).astype(np.float32)
+        for name, values in tensors.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def on_a_grid() -> Callable[..., dict[str, np.ndarray]]:
+    """The function `moved_on_a_grid`."""
+    return moved_on_a_grid
+
+
+@pytest.fixture
+def family(written: Any, llama: Any) -> Callable[..., list[Path]]:
+    """A function that writes a base and three fine-tunes of it: `family(dtype=...)`."""
+
+    def make(prefix: str = "", dtype: torch.dtype = torch.bfloat16, config: Mapping[str, Any] = {}) -> list[Path]:
+        base = llama(0)
+        every = [base, *(moved_on_a_grid(base, seed) for seed in (1, 2, 3))]
+        return [
+            written(f"{prefix}{name}", tensors, config, dtype)
+            for name, tensors in zip(("base", *"abc"), every, strict=True)
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def raw_of() -> Callable[[Path], Raw]:
+    """A function that gives formats, shapes and bytes of all tensors of a checkpoint, wherever they lie."""
+
+    def read(folder: Path) -> Raw:
+        tensors = open_weights(str(folder)).tensors
+        found = {name: (info.dtype, info.shape, raw_values(info).tobytes()) for name, info in sorted(tensors.items())}
+        let_go()
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def blocks_of() -> Callable[[int], AbstractContextManager[None]]:
+    """A context manager in which blocks have so many elements."""
+
+    @contextmanager
+    def resized(size: int) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, module in [*sys.modules.items()]:
+                if name.startswith("regraft.merge.") and hasattr(module, "GRAIN"):
+                    patch.setattr(module, "GRAIN", size)
+            yield
+
+    return resized

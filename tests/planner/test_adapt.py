@@ -13,7 +13,7 @@ from regraft.budget import Budget, Deadline
 from regraft.checkpoint import open_checkpoint
 from regraft.errors import BudgetError, MethodError
 from regraft.planner import room
-from regraft.planner.choose import export_s
+from regraft.planner.reserve import export_s
 from regraft.planner.single import adapt_one
 from regraft.store import Store
 from regraft.task import Task, load_task
@@ -63,6 +63,14 @@ def test_a_budget_without_room_is_refused_with_what_would_do(tiny_bert: Path, ta
     ):
         found(tiny_bert, task, 30)
     assert len(found(tiny_bert, task, 60).rows) >= 50
+
+
+def test_a_checkpoint_that_there_is_no_time_to_open_is_refused(
+    tiny_bert: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regraft.planner.pace.OPEN_BYTES", 1.0)
+    with pytest.raises(BudgetError, match=r"Of 30s, 30 s are left; opening tiny-bert takes about \d+ s"):
+        found(tiny_bert, task, 30)
 
 
 def test_a_larger_model_takes_longer_to_write() -> None:

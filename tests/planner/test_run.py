@@ -13,7 +13,8 @@ import pytest
 
 from regraft.budget import Budget
 from regraft.errors import RunError, RunLockedError
-from regraft.planner.run import Run
+from regraft.planner.run import Beating, Run
+from regraft.progress import Progress
 
 ARGUMENTS = {"task": "builtin:pydoc", "budget": "30s", "seed": 0}
 
@@ -78,8 +79,8 @@ def test_a_killed_process_frees_the_folder(tmp_path: Path) -> None:
 
 
 def test_other_arguments_are_refused_in_words(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", ARGUMENTS):
-        pass
+    with Run(tmp_path / "run", ARGUMENTS) as run:
+        run.ledger.log("a", 1)
     with pytest.raises(RunError) as caught:
         Run(tmp_path / "run", {**ARGUMENTS, "budget": "1m", "device": "cpu"})
     assert "budget='30s', device=None" in str(caught.value)
@@ -118,8 +119,8 @@ def test_what_a_process_killed_at_its_start_left_is_no_obstacle(tmp_path: Path) 
 
 @pytest.mark.parametrize("content", ["", "[1]", "3"])
 def test_a_damaged_run_is_refused(content: str, tmp_path: Path) -> None:
-    with Run(tmp_path, ARGUMENTS):
-        pass
+    with Run(tmp_path, ARGUMENTS) as run:
+        run.ledger.log("a", 1)
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match=r"run\.json cannot be read"):
         Run(tmp_path, ARGUMENTS)
@@ -146,3 +147,67 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with pytest.raises(RunError, match="cannot be made: Permission denied"):
         Run(tmp_path / "run", ARGUMENTS)
+
+
+def test_arguments_of_a_run_that_logged_nothing_are_replaced(tmp_path: Path) -> None:
+    with Run(tmp_path, {**ARGUMENTS, "task": "mistyped"}) as run:
+        run.deadline(Budget.parse("60s"), used_s=50.0)
+    with Run(tmp_path, ARGUMENTS) as run:
+        assert not run.resumed
+        assert json.loads((tmp_path / "run.json").read_text()) == ARGUMENTS
+        assert run.ledger.spent_before() == 0.0  # what the mistake took is not charged
+    with Run(tmp_path, {**ARGUMENTS, "seed": 1}) as run:
+        run.ledger.log("a", 1)
+    with pytest.raises(RunError, match="seed=1"):
+        Run(tmp_path, ARGUMENTS)
+
+
+def test_an_interrupted_process_is_charged_to_its_end(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Run(tmp_path, ARGUMENTS) as run:
+        run.ledger.log("a", 1)
+        run.deadline(Budget.parse("60s"), used_s=25.0)
+        raise KeyboardInterrupt
+    with Run(tmp_path, ARGUMENTS) as run:
+        assert run.ledger.spent_before() >= 25.0
+    with Run(tmp_path, ARGUMENTS) as run:  # one that never had a deadline changes nothing
+        assert run.ledger.spent_before() >= 25.0
+
+
+def test_progress_notes_the_time_at_most_once_a_second() -> None:
+    class Shown(Progress):
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def say(self, text: str) -> None:
+            self.seen.append(text)
+
+        def start(self, what: str, total: float) -> None:
+            self.seen.append((what, total))
+
+        def advance(self, units: float = 1.0) -> None:
+            self.seen.append(units)
+
+        def stop(self) -> None:
+            self.seen.append("stop")
+
+    now, beats, shown = [0.0], [], Shown()
+    progress = Beating(shown, lambda: beats.append(now[0]), clock=lambda: now[0])
+    progress.say("reading")
+    with progress.bar("work", 40):
+        for _ in range(40):
+            now[0] += 0.125
+            progress.advance(1)
+    assert beats == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert shown.seen == ["reading", ("work", 40), *[1] * 40, "stop"]
+
+
+def test_a_folder_that_cannot_be_cleaned_is_not_kept_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("regraft.planner.run.remove_partials", refuse)
+        with pytest.raises(PermissionError):
+            Run(tmp_path / "run", ARGUMENTS)
+    with Run(tmp_path / "run", ARGUMENTS):
+        pass

@@ -12,8 +12,8 @@ from scipy.optimize import minimize
 
 from regraft.errors import NonFiniteError, TaskError
 from regraft.rank import knn, left_out_correct, linear_probe, logme
-from regraft.rank.probe import STRENGTHS
 from regraft.rank.scores import checked, spectrum
+from regraft.rank.scores.probe import STRENGTHS
 
 SHAPES = ((40, 8), (30, 60))
 
@@ -135,7 +135,7 @@ def test_knn_is_the_naive_loop(k: int) -> None:
 def test_knn_in_blocks_is_knn(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = data(60, 8, seed=5)
     whole = knn(features, labels)
-    monkeypatch.setattr(sys.modules["regraft.rank.knn"], "BLOCK", 7)
+    monkeypatch.setattr(sys.modules["regraft.rank.scores.knn"], "BLOCK", 7)
     assert knn(features, labels) == whole
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from regraft.errors import StoreError
 from regraft.report import render, words, write_report
 
 VOID = {"meta", "link", "br", "img", "input"}
@@ -209,11 +211,11 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
     path = write_report(result, tmp_path / "report.html")
     before = path.read_text(encoding="utf-8")
 
-    def full(*_: Any, **__: Any) -> int:
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="disk is full"):
         write_report(result | {"seed": 1}, path)
     assert path.read_text(encoding="utf-8") == before
     assert [found.name for found in tmp_path.iterdir()] == ["report.html"]

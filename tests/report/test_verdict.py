@@ -33,6 +33,12 @@ def test_the_answer_and_why(result: dict[str, Any]) -> None:
     )
 
 
+def test_the_distance_to_a_baseline_is_that_on_the_examples_that_both_saw(result: dict[str, Any]) -> None:
+    tfidf = next(one for one in result["baselines"] if one["name"] == "tfidf")
+    tfidf["against_best"] = {"difference": -0.05, "low": -0.06, "high": -0.04, "rows": 2000}
+    assert "That is 5.0 points above the best baseline" in text_of(result)
+
+
 def test_a_choice_that_is_not_the_best_on_validation_is_not_said_to_be(result: dict[str, Any]) -> None:
     choose(result, "minilm-l3-full")
     assert "best on validation" not in text_of(result)

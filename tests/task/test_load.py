@@ -267,3 +267,12 @@ def test_nothing_is_written_beside_the_data(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", ROWS)
     load_task(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["train.csv"]
+
+
+def test_a_long_document_is_read(tmp_path: Path) -> None:
+    """The standard library's reader stops at 131,072 characters of a field unless it is told otherwise."""
+    long = "many words " * 20_000
+    body = "text,label\n" + "".join(f'"{long}{i}",{"ab"[i % 2]}\n' for i in range(30))
+    (tmp_path / "d.csv").write_text(body, encoding="utf-8")
+    task = load_task(str(tmp_path / "d.csv"))
+    assert all(len(text) > 200_000 for text in task.train.texts)

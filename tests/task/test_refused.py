@@ -239,3 +239,12 @@ def test_a_damaged_saved_folder(tmp_path: Path) -> None:
     write(tmp_path / "dataset_dict.json", "{}")
     with pytest.raises(TaskError, match=r"not a readable `datasets` folder|has no train split; it has none"):
         load_task(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl"])
+def test_a_byte_order_mark_that_lies_is_refused(tmp_path: Path, name: str) -> None:
+    body = GOOD if name == "d.csv" else rows(*[(f"text {at}", "ab"[at % 2]) for at in range(30)]) + "\n"
+    with pytest.raises(TaskError, match="mixed encodings: line 1 is UTF-8, line"):
+        load_task(write(tmp_path / name, b"\xef\xbb\xbf" + body.encode() + b"caf\xe9,b\n"))
+    with pytest.raises(TaskError, match="not utf-16"):
+        load_task(write(tmp_path / name, b"\xff\xfe" + body.encode("utf-16-le") + b"\x00\xd8a"))

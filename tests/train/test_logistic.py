@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -185,3 +187,12 @@ def test_dead_columns_get_no_weight() -> None:
     features = (rng.standard_normal((90, 6)) + 2 * np.eye(3, 6)[labels]).astype(np.float32)
     features[:, 4] = 1e-32 * rng.standard_normal(90)
     assert np.abs(fit_logistic(features, labels, 3, l2=1e-2).weight).max() < 100
+
+
+def test_it_takes_little_more_memory_than_the_standardised_copy() -> None:
+    features, labels = data(30_000, 200)
+    tracemalloc.start()
+    fit_logistic(features, labels, 4, l2=1e-2, max_iter=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.7 * features.nbytes

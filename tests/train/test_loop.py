@@ -14,7 +14,17 @@ from torch import nn
 
 from regraft.checkpoint.batches import Tokens
 from regraft.errors import NonFiniteError
-from regraft.train.loop import Data, Leg, Settings, State, begin, epoch_batches, load_weights, train_leg
+from regraft.train.loop import (
+    Data,
+    Leg,
+    Settings,
+    State,
+    begin,
+    epoch_batches,
+    load_weights,
+    seconds_a_step,
+    train_leg,
+)
 
 SETTINGS = Settings(learning_rate=1e-2, head_learning_rate=3e-2, batch=4, warmup=3, average=5, seed=1)
 
@@ -262,3 +272,18 @@ def test_batches_go_on_over_the_end_of_an_epoch(data: Data) -> None:
         rows for epoch in (0, 1) for rows in epoch_batches(data.tokens.lengths, SETTINGS.batch, SETTINGS.seed, epoch)
     ]
     assert all(np.array_equal(one, other) for one, other in zip(seen, epochs[4:9], strict=True))
+
+
+def test_timing_a_step_looks_at_the_clock_between_steps(data: Data) -> None:
+    model, calls = toy(), []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.register_forward_hook(lambda *_: calls.append(1))
+    assert seconds_a_step(model, data, SETTINGS, steps=5) > 0
+    assert len(calls) == 6
+    calls.clear()
+    assert seconds_a_step(model, data, SETTINGS, steps=5, stop=lambda: len(calls) >= 3) > 0
+    assert len(calls) == 3
+    calls.clear()
+    assert seconds_a_step(model, data, SETTINGS, steps=5, stop=lambda: True) > 0
+    assert len(calls) == 1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from regraft.budget import Deadline
-from regraft.errors import BadReferenceError, CheckpointError
+from regraft.errors import BadReferenceError, CheckpointError, HubError
 from regraft.zoo import open_zoo
 
 
@@ -181,5 +181,17 @@ def test_the_local_hub_cache(
 
 def test_no_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
-    with pytest.raises(CheckpointError, match="There is no local Hub cache"):
+    with pytest.raises(HubError, match="There is no local Hub cache"):
         open_zoo("hf-cache:")
+    with pytest.raises(HubError, match=r"no/such/folder.*no local Hub cache"):
+        open_zoo("no/such/folder,hf-cache:")
+
+
+def test_a_zoo_of_which_nothing_is_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadReferenceError, match=r"holds no checkpoint that can be used.*There is no folder no/such/folder"
+    ):
+        open_zoo("no/such/folder")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadReferenceError, match="3 levels deep"):
+        open_zoo(f"{tmp_path / 'empty'},pip:no-such-package-anywhere")

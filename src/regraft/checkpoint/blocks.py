@@ -14,6 +14,14 @@ LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.([0-9]+)\.")
 # ALBERT runs one group of layers again and again: its parameters are repeated, its tensors are not.
 _SHARED = re.compile(r"(?:^|\.)albert_layer_groups\.[0-9]+\.")
+# Masks and tables that old files store among the weights; no one trains them.
+_BUFFERS = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.masked_bias|inv_freq|position_ids)$")
+
+# What the last module of a table of embeddings is called.
+_TABLE = re.compile(
+    r"wte|wpe|shared|embed_in|embed_tokens\w*|embed_positions|tokens_embed|positions_embed|relative_attention_bias"
+    r"|\w*embeddings?"
+)
 
 
 def block_of(name: str) -> int | None:
@@ -25,6 +33,17 @@ def block_of(name: str) -> int | None:
 def in_blocks(name: str) -> bool:
     """Whether a tensor is inside the repeated blocks, shared ones included."""
     return block_of(name) is not None or _SHARED.search(name) is not None
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is a mask or a table, and no parameter."""
+    return _BUFFERS.search(name) is not None
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is a table of rows to look up, not a linear map, by its name; a header does not tell."""
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    return name.endswith(".weight") and _TABLE.fullmatch(module) is not None
 
 
 def count_blocks(names: Iterable[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,6 @@ from regraft.checkpoint.architecture import defaults_of, labels_of, stock_config
 from regraft.checkpoint.files import TOKENIZER_LIMIT, optional_json_object, read_bytes, read_json_object
 from regraft.checkpoint.headers import SINGLE, TensorInfo, read_header, read_tensors
 from regraft.errors import BadReferenceError, CheckpointError
-
-# Masks and tables that old files store among the weights; no one trains them.
-_BUFFERS = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.masked_bias|inv_freq|position_ids)$")
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Checkpoint:
         return {
             name: tensor.elements
             for name, tensor in self.tensors.items()
-            if tensor.dtype in ("F64", "F32", "F16", "BF16") and not _BUFFERS.search(name)
+            if tensor.dtype in ("F64", "F32", "F16", "BF16") and not blocks.is_buffer(name)
         }
 
     @property

@@ -10,6 +10,7 @@ import torch
 from regraft.checkpoint import blocks
 from regraft.checkpoint.adapter import WEIGHTS, Adapter, open_adapter
 from regraft.checkpoint.checkpoint import Checkpoint
+from regraft.checkpoint.device import check_device
 from regraft.checkpoint.quiet import quiet
 from regraft.checkpoint.random_weights import draw_weights
 from regraft.errors import CheckpointError, RegraftError
@@ -24,9 +25,11 @@ def load_encoder(ckpt: Checkpoint, device: str = "cpu", dtype: torch.dtype = tor
 
     Raises:
         CheckpointError: Weights are missing, misshapen or not used by the installed transformers.
+        RegraftError: The device is not there.
     """
     from transformers import AutoModel
 
+    check_device(device)
     if ckpt.random is not None:
         return _random_model(ckpt, ckpt.random, dtype).to(device).eval()
     model = _load(AutoModel, ckpt, dtype, may_miss=("pooler.",))
@@ -40,9 +43,11 @@ def load_sequence_classifier(ckpt: Checkpoint, device: str = "cpu", dtype: torch
 
     Raises:
         CheckpointError: It has no such head, or weights are missing or misshapen.
+        RegraftError: The device is not there.
     """
     from transformers import AutoModelForSequenceClassification
 
+    check_device(device)
     if ckpt.labels is None or ckpt.modules:
         raise CheckpointError(
             f"{ckpt.reference} has no sequence classification head that can be used as it is.",

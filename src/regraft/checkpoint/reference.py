@@ -2,7 +2,7 @@
 
 BASE[+ADAPTER][#layers=K][&random=SEED]
 
-BASE      a folder, a .whl file, hf:org/name[@revision], pip:package, builtin:minilm
+BASE      a folder, a .whl file, hf:org/name[@revision], pip:package, builtin:minilm, zoo:name (of the catalogue)
 ADAPTER   a folder with a peft adapter, or hf:org/name[@revision]
 layers    only the first K layers; random: the architecture with new random weights of that seed
 """
@@ -10,6 +10,7 @@ layers    only the first K layers; random: the architecture with new random weig
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,9 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 _SCHEME = re.compile(r"([a-z][a-z-]+):(.*)", re.DOTALL)
 _FRAGMENT = re.compile(r"#((?:layers|random)=[^#&/]*(?:&(?:layers|random)=[^#&/]*)*)$")
 FORMS = "a folder, a .whl file, hf:org/name, pip:package or builtin:minilm"
+# Schemes that a layer above knows, by the function that gives the folder. By name: imports point down only, and a catalogue
+# is opened only where a reference asks for it.
+_ABOVE = {"zoo": ("regraft.zoo.catalogue.reference", "folder_of")}
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,10 @@ def locate(base: str, deadline: Deadline | None = None) -> Path:
         return wheel.folder_of_package(rest)
     if scheme == "builtin":
         return _builtin(base, rest)
+    if scheme in _ABOVE:
+        module, function = _ABOVE[scheme]
+        found: Path = getattr(importlib.import_module(module), function)(rest)
+        return found
     raise BadReferenceError(f"{base!r} has the unknown scheme {scheme!r}.", f"Give {FORMS}.")
 
 

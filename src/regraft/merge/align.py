@@ -16,7 +16,7 @@ class Aligned:
     """The checkpoints of a merge, brought to the template's names.
 
     Args:
-        opened: The checkpoints; tied heads are there under the template's names, too.
+        opened: The checkpoints under the template's names, tied heads too.
         merged: The tensors of the template that the method merges: floating point, of one shape, of one meaning in all.
         copied: Its other tensors, and why they are kept as they are.
         left_out: Tensors of the others that the template, and so the output, does not have.
@@ -46,9 +46,11 @@ def align(opened: Opened) -> Aligned:
         findings += compared.findings
         left_out |= dict.fromkeys(compared.left_out)
         apart |= compared.apart
-        aliases = {name: one.tensors[theirs] for name, theirs in compared.aliases.items()}
-        found.append(replace(one, tensors={**one.tensors, **aliases}) if aliases else one)
-    as_merged = Opened(found[0], tuple(found[1:])) if opened.base is not None else Opened(None, tuple(found))
+        tensors = {compared.renamed.get(name, name): info for name, info in one.tensors.items()}
+        tensors |= {name: tensors[theirs] for name, theirs in compared.aliases.items()}
+        found.append(one if tensors.keys() == one.tensors.keys() else replace(one, tensors=tensors))
+    with_base = opened.base is not None
+    as_merged = Opened(found[0] if with_base else None, tuple(found[with_base:]), opened.first)
     merged, copied = [], {}
     for name, info in template.tensors.items():
         shapes = {one.tensors[name].shape if name in one.tensors else None for one in as_merged.all}

@@ -226,11 +226,12 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 class _Finer(Stack):
     """A stack whose grains are handed out in smaller blocks, of whole rows where rows are asked for."""
 
-    def _run(self, work: Callable[..., None], rows: bool) -> Any:
-        step = 5 * max(1, self.shape[-1] if self.shape else 1) if rows else 1013
+    def _run(self, work: Callable[..., None], width: int) -> None:
+        columns = max(1, self.shape[-1] if self.shape else 1)
+        step = 5 * columns if width % columns == 0 else 1013
 
         def parts(number: int, start: int, stop: int, *more: Any) -> None:
             for first in range(start, stop, step):
                 work(number, first, min(stop, first + step), *more)
 
-        return super()._run(parts, rows)
+        super()._run(parts, width)

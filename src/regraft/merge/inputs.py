@@ -23,15 +23,17 @@ class Opened:
     Args:
         base: The base, or None.
         inputs: In the order of the spec.
+        first: Which of them the user gave first.
     """
 
     base: Weights | None
     inputs: tuple[Weights, ...]
+    first: int = 0
 
     @property
     def template(self) -> Weights:
-        """The checkpoint whose tensors, files and config the output has: the base, else the first input."""
-        return self.base if self.base is not None else self.inputs[0]
+        """The checkpoint whose tensors, files and config the output has: the base, else the input that was given first."""
+        return self.base if self.base is not None else self.inputs[self.first]
 
     @property
     def all(self) -> tuple[Weights, ...]:
@@ -56,19 +58,29 @@ def open_inputs(spec: Spec) -> tuple[Spec, Opened]:
     """Open the checkpoints of a spec.
 
     The inputs of a method whose result does not depend on their order are put into an order of their own, by their content:
-    what is added up in another order is rounded differently. The spec comes back in that order.
+    what is added up in another order is rounded differently. The spec comes back in that order; which input was the first is
+    kept, because without a base it is the template.
 
     Raises:
         RegraftError: A reference cannot be opened; names it.
     """
     base = None if spec.base is None else open_weights(spec.base)
     inputs = [(one, open_weights(one.reference)) for one in spec.inputs]
+    order = list(range(len(inputs)))
     if "permutation" in methods.get("merge", spec.method).invariances:
         ranks = _by_content([weights for _, weights in inputs])
-        order = sorted(range(len(inputs)), key=lambda at: (ranks[at], repr(inputs[at][0].options)))
+        order.sort(key=lambda at: (ranks[at], repr(inputs[at][0].options), at))
         inputs = [inputs[at] for at in order]
     ordered = replace(spec, inputs=tuple(one for one, _ in inputs))
-    return ordered, Opened(base, tuple(weights for _, weights in inputs))
+    return ordered, Opened(base, tuple(weights for _, weights in inputs), order.index(0))
+
+
+def template_first(spec: Spec, opened: Opened) -> tuple[Spec, tuple[Weights, ...]]:
+    """The spec and its checkpoints with the template in front: opened again, they have the same one."""
+    if opened.base is not None:
+        return spec, opened.all
+    order = sorted(range(len(spec.inputs)), key=lambda at: at != opened.first)
+    return replace(spec, inputs=tuple(spec.inputs[at] for at in order)), tuple(opened.inputs[at] for at in order)
 
 
 def _by_content(inputs: Sequence[Weights]) -> list[str]:

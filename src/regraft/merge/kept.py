@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,3 +39,10 @@ def last_index(stack: Stack, number: int, bits: np.uint32, counts: np.ndarray, w
     values = stack.delta_part(number, start, min(GRAIN, stack.size - start))
     found = np.flatnonzero((values.view(np.uint32) & MAGNITUDE) == bits)
     return start + int(found[wanted - before - 1])
+
+
+def pieces(kept: Kept, start: int, stop: int) -> Iterator[tuple[int, int, tuple[np.uint32, ...]]]:
+    """Cut a block where the keeping of equal values ends: (start, stop, the least magnitude that is kept of each input)."""
+    cuts = sorted({start, stop} | {int(last) + 1 for last in kept.last if start <= last < stop - 1})
+    for first, end in pairwise(cuts):
+        yield first, end, tuple(bits + np.uint32(last < first) for bits, last in zip(kept.bits, kept.last, strict=True))

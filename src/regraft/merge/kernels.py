@@ -36,6 +36,16 @@ def float_of(_context: Any, bits: Any) -> Any:
     return types.float32(types.uint32), cast
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def bits_of(_context: Any, value: Any) -> Any:
+    """The bits (uint32) of a float32: `float_of` undone."""
+
+    def cast(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), cast
+
+
 @kernel
 def from_bfloat16(out: np.ndarray, raw: np.ndarray) -> bool:
     """float32 of bfloat16 bits (uint16); whether all are finite."""

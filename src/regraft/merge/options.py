@@ -82,6 +82,8 @@ def _flag(option: Option, value: Any) -> bool:
 
 
 def _word(option: Option, value: Any) -> str:
+    if isinstance(value, bool):  # YAML's reading of a word that is `true`
+        value = str(value).lower()
     return one_of(option.name, value, option.choices)
 
 

@@ -48,7 +48,10 @@ class Traits:
         working: Bytes of working memory for a tensor of a shape and a number of inputs; None for elementwise methods,
             which work in blocks.
         prepare: Called once with the stacks of all tensors and the options; its result arrives as the keyword `prepared`.
+        whole: The words with which it looks at all tensors at once, by option: its numbers are then one for the whole model.
         wants: Facts of the model that arrive as keywords: `num_layers`.
+        selects: Whether it looks for the largest magnitudes (`regraft.merge.select`), which takes memory.
+        kin: Whether the inputs must share an ancestor; a method that carries changes over to another family needs none.
         options: The range of every option that is a number.
         choices: The words that an option may be.
     """
@@ -58,7 +61,10 @@ class Traits:
     inputs: tuple[int, int | None] = (1, None)
     working: Callable[[tuple[int, ...], int], int] | None = None
     prepare: Callable[..., Any] | None = None
+    whole: Mapping[str, str] = field(default_factory=dict)
     wants: tuple[str, ...] = ()
+    selects: bool = False
+    kin: bool = True
     options: Mapping[str, Range] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

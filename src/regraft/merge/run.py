@@ -21,9 +21,10 @@ import numpy as np
 
 from regraft import faults
 from regraft.checkpoint.read_ahead import ReadAhead
+from regraft.checkpoint.sampled import all_finite
 from regraft.checkpoint.weights import FLOATS, Weights, let_go, raw_values
 from regraft.checkpoint.writer import Slot, Writer, layout, resumable_folder
-from regraft.errors import MethodError
+from regraft.errors import MethodError, NonFiniteError
 from regraft.merge.align import Aligned
 from regraft.merge.certificate.certify import certify
 from regraft.merge.certificate.record import tensors_of
@@ -99,7 +100,7 @@ def merge(
         spec: What to merge and how.
         out: The folder that is made; killed and started again with the same spec, the merge goes on.
         max_memory: Bytes of anonymous memory that merging may take beyond the imports.
-        workers: Threads; all cores when None. The result does not depend on it.
+        workers: Threads; when None all cores, or as many as the memory allows. The result does not depend on it.
         allow: Codes of preflight errors that are to be let pass.
         sync: Wait until the disk has the files (else a power cut shortly after may lose them; a kill never does).
 
@@ -122,8 +123,8 @@ def _merge(
     found = preflight_of(spec, opened, out=out, max_memory=max_memory, workers=workers, allow=allow)
     found.refuse()
     checked = time.monotonic()
-    job = _job(spec, found.aligned, workers)
-    with resumable_folder(out, _key(job)) as folder:
+    job = _job(spec, found.aligned, found.workers)
+    with resumable_folder(out, _key(job, found.tasks)) as folder:
         extraction = None
         if spec.output.format == "lora":
             extraction = write_lora(folder, spec, found.aligned, allow_lost="lora-loss" in allow, progress=progress)
@@ -142,21 +143,23 @@ def _merge(
     return MergeResult(out, spec.method, merged, copied, size, seconds, found)
 
 
-def _job(spec: Spec, aligned: Aligned, workers: int | None) -> Job:
+def _job(spec: Spec, aligned: Aligned, workers: int) -> Job:
     template = aligned.opened.template
     slots = layout(template.tensors, template.folder)
     wanted = DTYPES.get(spec.output.dtype or "")
     if wanted is not None:
         slots = [replace(slot, dtype=wanted) if slot.dtype in FLOATS else slot for slot in slots]
-    return Job(spec, aligned, slots, workers or os.cpu_count() or 1)
+    return Job(spec, aligned, slots, workers)
 
 
-def _key(job: Job) -> str:
-    """What a half-written folder belongs to."""
+def _key(job: Job, tasks: Mapping[str, str]) -> str:
+    """What a half-written folder belongs to: other weights, another template or other examples make another merge."""
     return key_of(
         "merge",
         spec=job.spec.as_dict(),
         files=[one.file_id for one in job.opened.all],
+        template=job.template.file_id,
+        tasks=dict(tasks),
         slots=[str(slot) for slot in job.slots],
         version=__version__,
     )
@@ -199,13 +202,19 @@ def _merge_tensor(job: Job, slot: Slot, writer: Writer, pool: ThreadPoolExecutor
 def _copy_tensor(job: Job, slot: Slot, writer: Writer) -> None:
     """What is not merged keeps its bytes; a float of another format is converted."""
     tensor = job.template.tensors[slot.name]
-    raw, step = raw_values(tensor), 2**22
+    raw, step = raw_values(tensor), 2**18
     as_stored = tensor.dtype not in FLOATS or (slot.dtype == tensor.dtype and job.template.adapter is None)
     source = None if as_stored else job.opened.source(job.template, slot.name)
     sink = FileSink(writer, slot.name, slot.dtype)
     for start in range(0, tensor.elements, step):
         if source is None:
-            writer.write(slot.name, raw[start : start + step], start)
+            part = raw[start : start + step]
+            if tensor.dtype in FLOATS and not all_finite(part, tensor.dtype):
+                raise NonFiniteError(
+                    f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinite values.",
+                    "Use an intact copy of the checkpoint.",
+                )
+            writer.write(slot.name, part, start)
         else:
             values = np.empty(min(step, tensor.elements - start), np.float32)
             source.read(values, start)

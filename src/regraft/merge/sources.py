@@ -12,7 +12,14 @@ from regraft.checkpoint.lora import Delta, Factors, Offset, load
 from regraft.checkpoint.weights import raw_values, read_values
 from regraft.checkpoint.writer import Writer
 from regraft.errors import NonFiniteError
-from regraft.merge.kernels import all_finite, difference_of_bfloat16, from_bfloat16, from_float32, to_bfloat16
+from regraft.merge.kernels import (
+    all_finite,
+    difference_of_bfloat16,
+    from_bfloat16,
+    from_float32,
+    to_bfloat16,
+)
+from regraft.merge.stored import bits_as, decode, encode
 
 _WORDS = {"F16": "float16", "BF16": "bfloat16"}
 
@@ -32,11 +39,18 @@ class FileSource:
         part = self._raw[start : start + size]
         return part if part.flags.aligned else part.copy()  # a tensor after one of an odd number of bytes
 
+    @property
+    def stored(self) -> tuple[np.ndarray, str] | None:
+        """All elements as they lie in memory, and their format; None where they do not lie on their own boundaries."""
+        return (self._raw, self.tensor.dtype) if self._raw.flags.aligned else None
+
     def read(self, out: np.ndarray, start: int) -> bool:
         """See `regraft.merge.stack.Source`."""
         part = self._part(start, out.size)
         if self.tensor.dtype == "BF16":
             return bool(from_bfloat16(out, part))
+        if self.tensor.dtype == "F16":
+            return bool(decode(out, bits_as(part, "F16")))
         if self.tensor.dtype == "F32":
             return bool(from_float32(out, part))
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is not finite
@@ -102,15 +116,23 @@ class FileSink:
             raise self._overflow(values)
         self.writer.write(self.name, encoded, start)
 
+    @property
+    def stored_as(self) -> str:
+        """The format in which `write_stored` takes values."""
+        return self.dtype
+
+    def write_stored(self, raw: np.ndarray, start: int) -> None:
+        """Take elements in their format, known to be finite."""
+        self.writer.write(self.name, raw, start)
+
     def _encoded(self, values: np.ndarray) -> tuple[np.ndarray, bool]:
         """The values in the stored format, and whether all of them are finite in it."""
         if self.dtype == "BF16":
             raw = np.empty(values.size, np.uint16)
             return raw, bool(to_bfloat16(raw, values))
         if self.dtype == "F16":
-            with np.errstate(over="ignore", invalid="ignore"):
-                half = values.astype(np.float16)
-            return half, bool(np.isfinite(half).all())
+            half = np.empty(values.size, np.float16)
+            return half, bool(encode(bits_as(half, "F16"), values))
         return values if self.dtype == "F32" else values.astype(np.float64), bool(all_finite(values))
 
     def _overflow(self, values: np.ndarray) -> NonFiniteError:

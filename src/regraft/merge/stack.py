@@ -14,18 +14,25 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from regraft.errors import NonFiniteError
 from regraft.merge.kernels import from_float32, inner_products, linear_combination, philox
+from regraft.merge.stored import BITS, MOST, bits_as, combine_stored
 from regraft.randomness import seed_of
 
 # Elements of a block: with a few inputs all of its float32 values stay in a core's own cache.
 GRAIN = 2**16
 
+# Grains that are merged at once where a method goes from stored bits to stored bits.
+TOGETHER = 2
+
+T = TypeVar("T")
 Kernel = Callable[..., Any]
+# From stored bits to stored bits: (out, base or None, inputs, start) of one block; whether all is finite.
+Stored = Callable[[np.ndarray, np.ndarray | None, tuple[np.ndarray, ...], int], bool]
 
 
 class Source(Protocol):
@@ -171,8 +178,9 @@ class Stack:
         return out
 
     def map(
-        self, kernel: Kernel, *args: Any, rows: bool = False, noise: str | None = None, deltas: bool = False
-    ) -> np.ndarray | None:
+        self, kernel: Kernel, *args: Any, rows: bool = False, noise: str | None = None, deltas: bool = False,
+        stored: Stored | None = None,
+    ) -> np.ndarray | None:  # fmt: skip
         """Write the merged tensor: `kernel(out, base, inputs, start[, bits], *args)` fills `out` for every grain.
 
         Args:
@@ -181,6 +189,8 @@ class Stack:
             noise: A purpose: the kernel gets uniform `bits`, uint32 of the shape of `inputs`, which depend on seed,
                 purpose, tensor, input and element alone.
             deltas: The kernel gets the deltas in place of the inputs.
+            stored: The same from stored bits to stored bits (see `regraft.merge.stored`), for a few inputs of one format;
+                where it finds a value that is not finite, `kernel` says which.
 
         Returns:
             The merged array, float32 [*shape]; None where the stack has a sink.
@@ -202,12 +212,23 @@ class Stack:
             assert sink is not None
             sink.write(out.reshape(-1), start)
 
-        self._run(work, rows)
+        words = None if stored is None else self._words()
+        if words is not None and stored is not None and getattr(sink, "stored_as", None) in BITS:
+            self._run_stored(work, stored, words)
+        else:
+            self._run(work, self._width(rows))
         return None if merged is None else merged.reshape(self.shape)
 
     def combine(self, coefficients: np.ndarray, base: float = 0.0) -> np.ndarray | None:
         """Write base * base tensor + sum_i coefficients[i] * input_i: summed in float64, rounded once."""
-        return self.map(linear_combination, np.asarray(coefficients, np.float64), float(base))
+        weights = np.asarray(coefficients, np.float64)
+        factors = (*((float(base),) if self.has_base else ()), *map(float, weights))
+        zero = -0.0 if self.has_base else 0.0  # -0 + x is x, whatever its sign
+
+        def stored(out: np.ndarray, origin: np.ndarray | None, inputs: tuple[np.ndarray, ...], _start: int) -> bool:
+            return bool(combine_stored(out, inputs if origin is None else (origin, *inputs), factors, zero))
+
+        return self.map(linear_combination, weights, float(base), stored=stored)
 
     def reduce(self, kernel: Kernel, size: int, *args: Any) -> np.ndarray:
         """Sums: `kernel(partial, base, inputs, start, *args)` adds to float64 [size]; added up in the grains' order."""
@@ -217,27 +238,39 @@ class Stack:
             base, inputs, _ = scratch.blocks(self, start, stop, rows=False)
             kernel(partials[number], base, inputs, start, *args)
 
-        self._run(work, rows=False)
+        self._run(work, GRAIN)
         total = np.zeros(size)
         for partial in partials:  # not np.sum, whose order is its own affair
             total += partial
         return total
 
-    def count(self, kernel: Kernel, bins: int, *args: Any, deltas: bool = False) -> np.ndarray:
+    def count(
+        self, kernel: Kernel, bins: int, *args: Any, deltas: bool = False, stored: Kernel | None = None
+    ) -> np.ndarray:
         """Counts: `kernel(counts, base, inputs, start, *args)` adds to int64 [bins].
 
-        With `deltas` the kernel gets the deltas in place of the inputs, and no base (an array of zeros).
+        With `deltas` the kernel gets the deltas in place of the inputs, and no base (an array of zeros). `stored` does the
+        same from stored bits, and says whether all is finite: `stored(counts, base or None, inputs, start)`.
         """
-        counts = [np.zeros(bins, np.int64) for _ in range(self._lanes(rows=False))]
+        words = None if stored is None else self._words()
+        width = GRAIN if words is None else TOGETHER * GRAIN
+        counts = [np.zeros(bins, np.int64) for _ in range(self._lanes(width))]
 
         def work(_number: int, start: int, stop: int, scratch: _Scratch) -> None:
+            mine = counts[scratch.lane]
+            if words is not None and stored is not None and stored(mine, *words.part(start, stop), start):
+                return
             base, inputs, _ = scratch.blocks(self, start, stop, rows=False, deltas=deltas, with_base=not deltas)
-            kernel(counts[scratch.lane], base, inputs, start, *args)
+            kernel(mine, base, inputs, start, *args)
 
-        self._run(work, rows=False)
+        self._run(work, width)
         for more in counts[1:]:
             counts[0] += more
         return counts[0]
+
+    def each(self, work: Callable[[int], T]) -> list[T]:
+        """`work(number)` for every input, side by side on the threads."""
+        return list((map if self.pool is None else self.pool.map)(work, range(self.n)))
 
     def gram(self, deltas: bool = True) -> np.ndarray:
         """Inner products of the deltas, or of the inputs themselves: float64 [n, n]."""
@@ -255,13 +288,35 @@ class Stack:
         """Elements of a grain."""
         return max(1, GRAIN // max(1, self._columns)) * max(1, self._columns) if rows else GRAIN
 
-    def _lanes(self, rows: bool) -> int:
+    def _lanes(self, width: int) -> int:
         """Threads that are worth it."""
-        return max(1, min(self.workers if self.pool is not None else 1, -(-self.size // self._width(rows))))
+        return max(1, min(self.workers if self.pool is not None else 1, -(-self.size // width)))
 
-    def _run(self, work: Callable[[int, int, int, _Scratch], None], rows: bool) -> None:
-        """Give every grain to one of the lanes: each takes every k-th, so that they read near each other."""
-        width, lanes = self._width(rows), self._lanes(rows)
+    def _words(self) -> _Words | None:
+        """Base and inputs as they are stored; None where they are too many, or not all in one format that loops can read."""
+        sources = self.sources if self.base_source is None else (self.base_source, *self.sources)
+        known = [getattr(source, "stored", None) for source in sources]
+        found = [one for one in known if one is not None]
+        if len(found) < len(known) or len(found) > MOST or len({form for _, form in found}) != 1 or found[0][1] not in BITS:
+            return None
+        arrays = [bits_as(raw, form) for raw, form in found]
+        return _Words(arrays.pop(0) if self.has_base else None, arrays)
+
+    def _run_stored(self, work: _Work, stored: Stored, words: _Words) -> None:
+        sink: Any = self.sink
+
+        def at_once(number: int, start: int, stop: int, scratch: _Scratch) -> None:
+            out = scratch.out(sink.stored_as, stop - start)
+            if stored(out, *words.part(start, stop), start):
+                sink.write_stored(out, start)
+            else:
+                work(number, start, stop, scratch)  # says what is wrong
+
+        self._run(at_once, TOGETHER * GRAIN)
+
+    def _run(self, work: _Work, width: int) -> None:
+        """Give every block to one of the lanes: each takes every k-th, so that they read near each other."""
+        lanes = self._lanes(width)
         starts = list(enumerate(range(0, self.size, width)))
 
         def run(lane: int) -> None:
@@ -275,13 +330,33 @@ class Stack:
             list(self.pool.map(run, range(lanes)))
 
 
+@dataclass(frozen=True)
+class _Words:
+    """Base (or None) and inputs as they are stored."""
+
+    base: np.ndarray | None
+    inputs: list[np.ndarray]
+
+    def part(self, start: int, stop: int) -> tuple[np.ndarray | None, tuple[np.ndarray, ...]]:
+        """Those of one block."""
+        base = None if self.base is None else self.base[start:stop]
+        return base, tuple(one[start:stop] for one in self.inputs)
+
+
 class _Scratch:
     """The buffers of one thread, used again for every grain of every tensor."""
 
     def __init__(self) -> None:
         self.lane = 0
+        self._out = np.empty(0, np.float32)
         self._buffer = np.empty((0, 0), np.float32)
         self._bits = np.empty((0, 0), np.uint32)
+
+    def out(self, form: str, size: int) -> np.ndarray:
+        """Room for a block of the output in its format."""
+        if self._out.size < size:
+            self._out = np.empty(size, np.float32)
+        return self._out.view(BITS[form])[:size]
 
     def bits(self, n: int, size: int) -> np.ndarray:
         """Room for random bits."""
@@ -313,6 +388,8 @@ class _Scratch:
         shape = (-1, stack._columns)
         return base.reshape(shape), inputs.reshape(stack.n, *base.reshape(shape).shape), out.reshape(shape)
 
+
+_Work = Callable[[int, int, int, _Scratch], None]
 
 _local = threading.local()
 

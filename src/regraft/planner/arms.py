@@ -11,8 +11,8 @@ from regraft import faults
 from regraft.adapt import Adaptation, Head, Plan
 from regraft.checkpoint import Checkpoint, load_tokenizer, max_length
 from regraft.checkpoint.batches import Tokens, tokenize
-from regraft.checkpoint.classifier import TextClassifier
-from regraft.errors import NonFiniteError
+from regraft.checkpoint.classifier import TextClassifier, model_calls
+from regraft.errors import CheckpointError
 from regraft.evaluate import score
 from regraft.planner.job import Candidate, Job
 from regraft.train.loop import Data, Leg, seconds_a_step
@@ -22,6 +22,12 @@ from regraft.train.loop import Data, Leg, seconds_a_step
 STEP_PASSES = 3.6
 # A step beside its forward and backward pass: clipping, optimiser and moving average, and batches longer than the median.
 OPTIMISER = 1.3
+# Trying the number formats takes this many steps.
+TRIED_STEPS = 12
+# Of what is free, the most that trying them may take.
+TRY_SHARE = 0.25
+# Seconds a tokenizer takes for a character.
+CHARACTER_S = 1.5e-6
 
 
 @dataclass
@@ -81,25 +87,47 @@ class Trainer:
     def seconds_a_step(self, arm: Arm) -> float:
         """What a step takes: as measured, or predicted from the pace of the forward pass."""
         measured = self._seconds_a_step.get((arm.checkpoint.name, arm.plan.method))
+        if measured is None and arm.plan.method == "full":
+            _, tried = self._job.run.ledger.look(f"step/{arm.checkpoint.name}")
+            measured = OPTIMISER * min(tried.values()) if tried else None
         if measured is not None:
             return measured
         return STEP_PASSES * self._job.pace[arm.checkpoint.name] * arm.plan.tuning().settings.batch
 
+    def tokenising_s(self, arm: Arm) -> float:
+        """What tokenising the training texts takes; nothing when that is done."""
+        if str(arm.checkpoint.folder) in self._data:
+            return 0.0
+        return CHARACTER_S * sum(map(len, self._job.task.train.texts))
+
+    def trying_s(self, arm: Arm) -> float:
+        """What `measure_step` takes, by what is known before."""
+        return TRIED_STEPS * self.seconds_a_step(arm) + self.tokenising_s(arm)
+
     def measure_step(self, arm: Arm) -> dict[str, float]:
-        """Seconds a training step takes in each number format, once for a checkpoint."""
+        """Seconds a training step takes in each number format that there was time for and that could be computed; measured
+        once for a checkpoint."""
 
         def measure() -> dict[str, float]:
-            adaptation = self.adaptation(arm, 0)
-            data, _ = self.data(arm)
-            found = {}
-            for name, bfloat16 in (("float32", False), ("bfloat16", True)):
-                found[name] = seconds_a_step(
-                    adaptation.classifier, data, replace(adaptation.settings, bfloat16=bfloat16)
-                )
+            limit = self._job.deadline.part(TRY_SHARE * self._job.free_s())
+            found: dict[str, float] = {}
+            try:
+                with model_calls(arm.checkpoint.reference):
+                    adaptation = self.adaptation(arm, 0)
+                    data, _ = self.data(arm)
+                    for name, bfloat16 in (("float32", False), ("bfloat16", True)):
+                        if found and limit.left() <= 0.0:
+                            break
+                        settings = replace(adaptation.settings, bfloat16=bfloat16)
+                        found[name] = seconds_a_step(
+                            adaptation.classifier, data, settings, stop=lambda: limit.left() <= 0.0
+                        )
+            except CheckpointError as fault:  # training in float32 says what is wrong, if something is
+                self.close()
+                self._job.progress.say(f"Trying a training step: {fault.problem}")
             return found
 
         found: dict[str, float] = self._job.run.ledger.once(f"step/{arm.checkpoint.name}", measure)
-        self._seconds_a_step[arm.checkpoint.name, arm.plan.method] = OPTIMISER * min(found.values())
         return found
 
     def measuring_s(self, arm: Arm) -> float:
@@ -112,7 +140,7 @@ class Trainer:
         job, number = self._job, len(arm.legs)
         key = f"leg/{arm.name}/{number}"
         if job.timed and not job.run.ledger.look(f"decision/{key}/plan")[0] and job.free_s() < self.measuring_s(arm):
-            arm.candidate.status, arm.candidate.reason = "stopped", "no time was left for it"
+            arm.candidate.status, arm.candidate.reason = "cut short", "no time was left for it"
             return False
         planned = job.decide(f"{key}/plan", f"train {arm.name}", lambda: _plan(choose(), self._why(arm)))
         leg = Leg(planned["steps"], planned["decay"])
@@ -124,7 +152,7 @@ class Trainer:
         if "failed" in done:
             arm.failed = True
             arm.candidate.reason = done["failed"]
-            arm.candidate.status = "stopped" if arm.scores else "failed"
+            arm.candidate.status = "cut short" if arm.scores else "failed"
             return False
         self._record(arm, Leg(done["made"], leg.decay), done)
         return True
@@ -162,33 +190,32 @@ class Trainer:
     def _train(self, arm: Arm, leg: Leg) -> dict[str, Any]:
         job = self._job
         started = time.monotonic()
+        number = len(arm.legs)
         try:
-            number = len(arm.legs)
-            adaptation = self.adaptation(arm, number)
-            data, validation = self.data(arm)
-            before = adaptation.steps
-            if not adaptation.resume(number + 1):
-                margin = self.measuring_s(arm)
-                beat = _every(20, job.run.ledger.beat)
-
-                def stop() -> bool:
-                    beat()
-                    return job.timed and job.free_s() < margin
-
-                training = time.monotonic()
-                with job.progress.bar(f"training {arm.name}", leg.steps):
-                    made = adaptation.train(data, leg, stop=stop, progress=job.progress)
-                if made:
-                    self._seconds_a_step[arm.checkpoint.name, arm.plan.method] = (time.monotonic() - training) / made
-            made = adaptation.steps - before
-            seen = score(job.task.validation.labels, adaptation.probabilities(validation), job.seed)
-        except NonFiniteError as fault:
+            with model_calls(arm.checkpoint.reference):
+                adaptation = self.adaptation(arm, number)
+                data, validation = self.data(arm)
+                before = adaptation.steps
+                if not adaptation.resume(number + 1):
+                    self._advance(arm, adaptation, data, leg)
+                made = adaptation.steps - before
+                seen = score(job.task.validation.labels, adaptation.probabilities(validation), job.seed)
+        except CheckpointError as fault:
             self.close()
             return {"failed": str(fault)}
-        except (RuntimeError, MemoryError) as fault:
-            self.close()
-            return {"failed": f"{type(fault).__name__}: {str(fault).partition(chr(10))[0][:200]}"}
         return {"made": made, "seconds": time.monotonic() - started, "validation": seen}
+
+    def _advance(self, arm: Arm, adaptation: Adaptation, data: Data, leg: Leg) -> None:
+        job, margin = self._job, self.measuring_s(arm)
+
+        def stop() -> bool:
+            return job.timed and job.free_s() < margin
+
+        began = time.monotonic()
+        with job.progress.bar(f"training {arm.name}", leg.steps):
+            made = adaptation.train(data, leg, stop=stop, progress=job.progress)
+        if made:
+            self._seconds_a_step[arm.checkpoint.name, arm.plan.method] = (time.monotonic() - began) / made
 
     def _record(self, arm: Arm, leg: Leg, done: dict[str, Any]) -> None:
         arm.legs.append(leg)
@@ -214,15 +241,3 @@ class Trainer:
 def _plan(leg: Leg, why: str) -> tuple[dict[str, int], str]:
     way = "the learning rate falls to zero" if leg.decay else "at a constant learning rate"
     return {"steps": leg.steps, "decay": leg.decay}, f"{leg.steps} steps, {way}; {why}"
-
-
-def _every(calls: int, act: Callable[[], None]) -> Callable[[], None]:
-    count = 0
-
-    def maybe() -> None:
-        nonlocal count
-        count += 1
-        if count % calls == 0:
-            act()
-
-    return maybe

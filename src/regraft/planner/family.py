@@ -68,6 +68,16 @@ class Member:
         return [classifier.labels[row] for row in np.asarray(probabilities(classifier, list(texts))).argmax(axis=1)]
 
 
+def at_home(result: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """A result with its paths below the run folder as it is called now: it may have been moved, or be read from elsewhere.
+
+    Raises:
+        KeyError: A part of the result that is always there is missing.
+    """
+    family = [{**facts, "path": str(run / "family" / facts["name"])} for facts in result["family"]]
+    return {**result, "family": family, "report": str(run / Path(result["report"]).name)}
+
+
 class Family:
     """The members of a run, the best first.
 
@@ -82,14 +92,20 @@ class Family:
 
     @classmethod
     def load(cls, run: Path | str) -> Family:
-        """The family of a finished run folder."""
+        """The family of a finished run folder, wherever the folder lies now.
+
+        Raises:
+            RunError: There is no result, or it is damaged.
+        """
         path = Path(run) / "result.json"
         try:
-            return cls(json.loads(path.read_text()))
+            return cls(at_home(json.loads(path.read_text(encoding="utf-8")), Path(run)))
         except (OSError, ValueError) as fault:
             raise RunError(
                 f"{path} cannot be read: {fault}.", "Run the same `regraft reuse` command again to finish it."
             ) from fault
+        except (KeyError, TypeError, AttributeError) as fault:
+            raise RunError(f"{path} is no result of a run: {fault!r}.", "Give the folder of a finished run.") from fault
 
     @property
     def answer(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from regraft.adapt import Plan
 from regraft.features import shared_passes
-from regraft.planner.arms import Arm, Trainer
+from regraft.planner.arms import TRY_SHARE, Arm, Trainer
 from regraft.planner.job import Candidate, Job
 from regraft.planner.soup import hold_back
 from regraft.train.loop import Leg
@@ -26,6 +26,8 @@ EXPLORE_SHARE = 0.2
 FEWEST_EPOCHS = 0.3
 FEWEST_SECONDS = 8.0
 BFLOAT16_GAIN = 0.85
+# A step has turned out to take as little as this share of what was predicted from the pace of the forward pass.
+LUCKY_SHARE = 0.4
 MOST_EPOCHS = 12.0
 # The learning rate falls over at most this many epochs; what comes before is constant, one epoch at a time.
 LAST_EPOCHS = 4.0
@@ -55,7 +57,8 @@ def train_best(job: Job, trainer: Trainer) -> None:
     metric = job.task.metric
     best = max(trainable, key=lambda one: (one.quality(metric), -one.checkpoint.parameters, one.name))
     small = half_size(trainable, best, metric)
-    settings = _number_format(job, trainer, best)
+    settings = _number_format(job, trainer, best, small)
+    heads = len(job.candidates)
     plan = job.decide("brackets", "how much to train", lambda: _brackets(job, trainer, best, small))
     if plan["small"] and small is not None:
         arm = _arm(trainer, small, Plan("full", settings, {}, job.seed))
@@ -68,18 +71,36 @@ def train_best(job: Job, trainer: Trainer) -> None:
         )
         _halve(job, trainer, "main", arms, Limit(epochs, plan["main_legs"]))
     trainer.close()
+    _note_unused(job, heads)
 
 
-def _number_format(job: Job, trainer: Trainer, best: Candidate) -> dict[str, Any]:
+def _note_unused(job: Job, heads: int) -> None:
+    """Say how many of the trials that were given nothing was left to use for."""
+    if job.budget.trials is None:
+        return
+    done = [key for key, _, _ in job.run.ledger.entries() if key.startswith("leg/") and key.endswith("/done")]
+    unused = job.budget.trials - heads - len(done)
+    if unused > 0:
+        why = f"{heads} heads and models as they are, {len(done)} legs of training; halving has no use for more"
+        job.note("unused trials", f"{unused} of {job.budget.trials} trials are not used", why)
+        job.progress.say(f"{unused} of {job.budget.trials} trials are not used: {why}")
+
+
+def _number_format(job: Job, trainer: Trainer, best: Candidate, small: Candidate | None) -> dict[str, Any]:
     """bfloat16 products where they are measured to be clearly faster here; float32 under a work budget, which must not
-    depend on a timing."""
+    depend on a timing, and where there is no time to train or to try."""
     if not job.timed:
         return {}
 
     def choose() -> tuple[bool, str]:
-        if job.free_s() < FEWEST_SECONDS:
+        arm = _arm(trainer, best, Plan("full", {}, {}, job.seed))
+        if not _brackets(job, trainer, best, small, LUCKY_SHARE)[0]["arms"]:
             return False, "there is no time to train"
-        found = trainer.measure_step(_arm(trainer, best, Plan("full", {}, {}, job.seed)))
+        if trainer.trying_s(arm) > TRY_SHARE * job.free_s():
+            return False, f"trying both takes about {trainer.trying_s(arm):.0f} s, {job.free_s():.0f} s are left"
+        found = trainer.measure_step(arm)
+        if "bfloat16" not in found:
+            return False, "a training step could not be tried in both number formats"
         words = ", ".join(f"{1000 * seconds:.0f} ms in {name}" for name, seconds in found.items())
         return found["bfloat16"] < BFLOAT16_GAIN * found["float32"], f"a training step takes {words}"
 
@@ -93,7 +114,10 @@ def half_size(candidates: list[Candidate], best: Candidate, metric: str) -> Cand
     return max(smaller, key=lambda one: (one.quality(metric), one.name), default=None)
 
 
-def _brackets(job: Job, trainer: Trainer, best: Candidate, small: Candidate | None) -> tuple[dict[str, Any], str]:
+def _brackets(
+    job: Job, trainer: Trainer, best: Candidate, small: Candidate | None, share: float = 1.0
+) -> tuple[dict[str, Any], str]:
+    """What each bracket may spend and why, if a step takes that share of what is known or predicted of it."""
     arm = _arm(trainer, best, Plan("full", {}, {}, job.seed))
     nothing: dict[str, Any] = {"arms": 0, "small": 0.0, "small_legs": 0, "main_legs": 0}
     if not job.timed:
@@ -104,8 +128,8 @@ def _brackets(job: Job, trainer: Trainer, best: Candidate, small: Candidate | No
         arms = 4 if legs - with_small >= 8 else 2 if legs - with_small >= 4 else 1
         plan = {"arms": arms, "small": 2.0 if with_small else 0.0, "small_legs": 1, "main_legs": legs - with_small}
         return plan, f"{legs} trials are left"
-    seconds = job.free_s() - trainer.measuring_s(arm)
-    epoch = trainer.seconds_a_step(arm) * trainer.steps_per_epoch(arm)
+    seconds = job.free_s() - trainer.measuring_s(arm) - trainer.tokenising_s(arm)
+    epoch = share * trainer.seconds_a_step(arm) * trainer.steps_per_epoch(arm)
     epochs = seconds / epoch
     if seconds < FEWEST_SECONDS or epochs < FEWEST_EPOCHS:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,22 @@ import numpy as np
 from regraft.adapt import VIEWS, Head, View, load_head, probe, save_head
 from regraft.checkpoint import Checkpoint
 from regraft.checkpoint.classifier import softmax
-from regraft.errors import RegraftError
+from regraft.errors import CheckpointError, RegraftError
 from regraft.evaluate import score
-from regraft.features import Features, Joined, extract, extract_all, shared_passes
+from regraft.features import BLOCK, Joined, extract, extract_blocks, shared_passes
 from regraft.planner.job import Candidate, Job
-from regraft.planner.survey import SCRATCH_ROWS, contenders, correct_pace
+from regraft.planner.pace import correct_pace
+from regraft.planner.scope import contenders
 from regraft.task.rows import spread_rows
 
 # Of what is free, the most that features of the remaining training rows may take: a head on all rows beats a fine-tune on
 # fewer, and what is left over goes into training.
 FEATURE_SHARE = 0.8
+# A pass that turns out slower than that is cut before it has taken this share.
+CUT_SHARE = 0.9
 # Of the budget, what heads beside the first may take together.
 HEADS_SHARE = 0.10
+SCRATCH_ROWS = 200
 
 
 def fit_heads(job: Job) -> None:
@@ -63,31 +68,55 @@ def _order(job: Job) -> list[Checkpoint]:
     return order
 
 
-def _rest_features(job: Job, group: list[Checkpoint]) -> tuple[dict[str, Features], np.ndarray]:
+def _rest_features(job: Job, group: list[Checkpoint]) -> tuple[Mapping[str, Joined], np.ndarray]:
+    """Features of a checkpoint, and of those that share its pass, on further training rows, and which rows these are.
+
+    The pass ends early when it is slower than was predicted; how far it went is logged, so that the same rows are used again.
+    """
     whole = group[0]
 
     def choose() -> tuple[int, str]:
         if not job.timed:
-            return len(job.rest_rows), "all of them"
-        rows = int(min(len(job.rest_rows), FEATURE_SHARE * job.free_s() / max(job.pace[whole.name] * 1.1, 1e-9)))
+            return len(job.other_rows), "all of them"
+        rows = int(min(len(job.other_rows), FEATURE_SHARE * job.free_s() / max(job.pace[whole.name] * 1.1, 1e-9)))
         return rows, f"{1000 * job.pace[whole.name]:.1f} ms a text, {job.free_s():.0f} s free"
 
     count = job.decide("rest rows", f"further training rows whose features {whole.name} computes", choose)
+    job.rest_planned = count
     if not count:
         return {}, np.zeros(0, np.int64)
-    rows = job.rest_rows[spread_rows(job.task.train.labels[job.rest_rows], count)]
+    rows = job.other_rows[spread_rows(job.task.train.labels[job.other_rows], count)]
+    known, entry = job.run.ledger.look("decision/rest rows made")
+    if known:
+        rows = rows[: entry["value"]]
     texts = [job.task.train.texts[row] for row in rows]
     job.progress.say(f"Features of {whole.name} on {len(texts):,} more training texts")
     options: dict[str, Any] = {"store": job.store, "device": job.device, "dtype": job.dtype, "progress": job.progress}
-    failed: dict[str, Exception] = {}
-    found = extract_all(group, texts, failed=failed, **options)
+    failed: dict[str, CheckpointError] = {}
+    found = extract_blocks(group, texts, stop=None if known else _cut(job, whole, len(texts)), failed=failed, **options)
     for checkpoint in group:
         if checkpoint.name in failed:
             job.leave_out(checkpoint.reference, failed[checkpoint.name])
             job.features.pop(checkpoint.name, None)
-    if whole.name in found:
-        correct_pace(job, whole, found[whole.name].seconds, len(texts))
-    return found, rows
+    if whole.name in found.views:
+        correct_pace(job, whole, "rest", found.seconds, found.timed)
+    why = "all that were planned" if found.texts == count else "the pass was slower than predicted"
+    job.decide("rest rows made", "further training rows whose features were computed", lambda: (found.texts, why))
+    return found.views, rows[: found.texts]
+
+
+def _cut(job: Job, checkpoint: Checkpoint, texts: int) -> Callable[[int], bool]:
+    """Whether a pass has to end before its next block, by the time that its blocks have taken so far."""
+    if not job.timed:
+        return lambda _made: False
+    free, began = job.free_s(), job.deadline.left()
+
+    def stop(made: int) -> bool:
+        used = began - job.deadline.left()
+        pace = used / made if made else job.pace[checkpoint.name]
+        return used + pace * min(BLOCK, texts - made) > CUT_SHARE * free
+
+    return stop
 
 
 def _worth_mean(job: Job, checkpoint: Checkpoint) -> bool:
@@ -100,7 +129,7 @@ def _fit_head(
     job: Job,
     checkpoint: Checkpoint,
     view: View,
-    more: Features | None,
+    more: Joined | None,
     more_rows: np.ndarray,
     l2: float | None,
     *,

@@ -48,6 +48,11 @@ class Candidate:
         """Validation score under the task's metric; -1 when it was not measured."""
         return -1.0 if self.validation is None else float(self.validation[metric])
 
+    @property
+    def competes(self) -> bool:
+        """Whether it may become a member; a soup that is no better than its ingredients is "not kept" before that is asked."""
+        return self.validation is not None and self.status not in ("failed", "baseline", "not kept")
+
     def parameters(self) -> int:
         """Parameters of the stored model, head included."""
         if self.head is None:
@@ -83,7 +88,11 @@ class Job:
     pace: dict[str, float] = field(default_factory=dict)
     rank_random: bool = True
     rank_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    rest_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    # The training rows beside those that checkpoints are ranked on, and how many of them features were planned for.
+    other_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    rest_planned: int = 0
+    # How many validation rows are used, where that is not all of them.
+    validation_rows: int | None = None
     reserve_s: float = 0.0
 
     @property

@@ -11,10 +11,10 @@ import numpy as np
 from regraft.budget import Budget, Deadline
 from regraft.checkpoint import Checkpoint
 from regraft.errors import BudgetError, CheckpointError
-from regraft.planner.choose import STOCK_IMPORT_S, member_s, test_rows
 from regraft.planner.job import Job
+from regraft.planner.pace import measure_pace, open_s
+from regraft.planner.reserve import STOCK_IMPORT_S, member_s, test_rows
 from regraft.planner.run import Run
-from regraft.planner.survey import measure_pace
 from regraft.progress import SILENT
 from regraft.store import Store
 from regraft.task import Task
@@ -23,6 +23,8 @@ from regraft.zoo import Zoo
 
 # Of what is free, what features of the training texts may take: for the probe they are nearly all there is to do.
 PROBE_SHARE, TRAIN_SHARE = 0.8, 0.4
+# A pass that turns out slower is cut after this share.
+CUT_SHARE = 0.9
 # A head on fewer texts is no start.
 FEWEST_ROWS = 100
 # Measuring the median latency of one example.
@@ -55,9 +57,15 @@ def room_in(
     """What is left of the budget, shared out.
 
     Raises:
-        BudgetError: It leaves no room for features of `FEWEST_ROWS` texts and a test pass.
+        BudgetError: It leaves no time to open the checkpoint, or no room for features of `FEWEST_ROWS` texts and a test pass.
         CheckpointError: The checkpoint cannot be computed.
     """
+    if deadline.left() < open_s(checkpoint):
+        raise BudgetError(
+            f"Of {limit.text}, {deadline.left():.0f} s are left; opening {checkpoint.name} takes about "
+            f"{open_s(checkpoint):.0f} s.",
+            "Give a larger budget.",
+        )
     with TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
         zoo = Zoo(checkpoint.reference, [checkpoint], [])
         job = Job(task, zoo, limit, deadline, run, Store(), SILENT, device=device)

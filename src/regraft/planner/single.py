@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 import time
 from io import StringIO
@@ -14,12 +15,9 @@ from regraft import certificate
 from regraft.budget import Budget, Deadline
 from regraft.certificate import Verdict
 from regraft.checkpoint import Checkpoint, open_checkpoint
-from regraft.errors import BudgetError, CheckpointError, MethodError, TaskError
+from regraft.errors import BudgetError, CheckpointError, MethodError, RegraftError, TaskError
 from regraft.progress import SILENT, Progress
 from regraft.store import Store, whole_folder, write_whole
-
-# Of what is left of a budget, what a download may take.
-DOWNLOAD_SHARE = 0.5
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -37,13 +35,19 @@ def rank_zoo(
     task: str, zoo: str, budget: str, *, device: str = "cpu", progress: Progress = SILENT, started: float | None = None,
     dtype: str = "float32", store: Store | None = None, **read: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Rank the checkpoints of a zoo for a task: the ranking and what was left out."""
+    """Rank the checkpoints of a zoo for a task: the ranking and what was left out.
+
+    Raises:
+        BudgetError: It leaves no time to rank even one checkpoint.
+    """
     from tempfile import TemporaryDirectory
 
     from regraft.features import number_format
     from regraft.planner.job import Job
+    from regraft.planner.pace import measure_pace, open_s
     from regraft.planner.run import Run
-    from regraft.planner.survey import choose_rows, measure_pace, rank_checkpoints
+    from regraft.planner.scope import choose_rows, choose_validation, leave_out_slow
+    from regraft.planner.survey import rank_checkpoints
     from regraft.task import load_task
     from regraft.zoo import open_zoo
 
@@ -54,19 +58,35 @@ def rank_zoo(
     used = 0.0 if started is None else time.monotonic() - started
     with TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
         deadline = run.deadline(limit, used_s=used)
-        opened = open_zoo(zoo, _downloads(deadline))
-        loaded = load_task(task, **read, deadline=_downloads(deadline))
+        opened = open_zoo(zoo, deadline.for_download())
+        loaded = load_task(task, **read, deadline=deadline.for_download())
         seed = read.get("seed", 0)
         job = Job(loaded, opened, limit, deadline, run, store or Store(), progress, seed, device, width)
         job.left_out = [vars(one) for one in opened.left_out]
+        least = min(map(open_s, opened.checkpoints))
         measure_pace(job)
-        choose_rows(job)
-        rank_checkpoints(job)
+        if job.pace:
+            leave_out_slow(job, ends=False)
+            choose_validation(job, ends=False)
+            choose_rows(job)
+            rank_checkpoints(job)
+        if not job.ranking:
+            raise _nothing_ranked(job, least)
         return {"task": job.task.name, "rows": len(job.rank_rows), "ranking": job.ranking, "left_out": job.left_out}
 
 
-def _downloads(deadline: Deadline) -> Deadline:
-    return deadline.part(DOWNLOAD_SHARE * deadline.left())
+def _nothing_ranked(job: Any, opening_s: float) -> RegraftError:
+    """Why there is no ranking: no time, with what would do, or no checkpoint that can be computed."""
+    from regraft.planner.scope import smallest_ranking_s
+
+    if not job.zoo.checkpoints and not any("no time" in one["problem"] for one in job.left_out):
+        reasons = " ".join(f"{one['reference']}: {one['problem']}" for one in job.left_out)
+        return CheckpointError(f"No checkpoint can be ranked. {reasons}", "Give another zoo.")
+    needed = smallest_ranking_s(job) if job.zoo.checkpoints else opening_s
+    return BudgetError(
+        f"Of {job.budget.text}, {job.deadline.left():.0f} s are left: too little to rank a checkpoint.",
+        f"Give --budget at least {math.ceil(job.deadline.spent() + needed)}s.",
+    )
 
 
 def adapt_one(
@@ -87,8 +107,8 @@ def adapt_one(
     from regraft.checkpoint import load_tokenizer, max_length
     from regraft.checkpoint.batches import tokenize
     from regraft.evaluate.card import Made
-    from regraft.features import extract, number_format
-    from regraft.planner.room import everything, room_in
+    from regraft.features import extract_blocks, number_format
+    from regraft.planner.room import CUT_SHARE, everything, room_in
     from regraft.task import load_task
     from regraft.train.loop import Data, Leg
 
@@ -102,9 +122,9 @@ def adapt_one(
     if limit is not None and limit.seconds is None:
         raise BudgetError(f"{budget!r} does not limit one adaptation.", "Give seconds or minutes: 5m.")
     deadline = Deadline(limit.seconds if limit else None, 0.0 if started is None else time.monotonic() - started)
-    opened = open_checkpoint(checkpoint, _downloads(deadline))
+    opened = open_checkpoint(checkpoint, deadline.for_download())
     opened.check_finite()
-    loaded = load_task(task, seed=seed, deadline=_downloads(deadline), **read)
+    loaded = load_task(task, seed=seed, deadline=deadline.for_download(), **read)
     room = everything(loaded)
     if limit is not None:
         room = room_in(limit, deadline, opened, loaded, method=method, device=device)
@@ -113,28 +133,33 @@ def adapt_one(
             f"Features of {len(room.rows):,} of {len(loaded.train):,} training texts: the budget has no room for more"
         )
     texts = [loaded.train.texts[row] for row in room.rows]
-    features = extract(opened, texts, store=store, device=device, dtype=width, progress=progress)
+    until = deadline.part(CUT_SHARE * max(0.0, deadline.left() - room.end_s))
+    found = extract_blocks([opened], texts, stop=lambda made: made > 0 and until.left() <= 0.0, store=store, device=device,
+                           dtype=width, progress=progress)  # fmt: skip
+    features, rows = found.views[opened.name], room.rows[: found.texts]
     progress.say("Fitting the probe head")
     free = max(0.0, deadline.left() - room.end_s)
     part = None if limit is None else deadline.part(free if method == "probe" else 0.25 * free)
-    head = probe(features, loaded.train.labels[room.rows], len(loaded.label_names), seed=seed, deadline=part)
+    head = probe(features, loaded.train.labels[rows], len(loaded.label_names), seed=seed, deadline=part)
     legs: list[tuple[int, int]] = []
     if method == "probe":
         classifier = classifier_from(opened, loaded.label_names, head, device=device)
     else:
         plan = Plan(method, {}, {}, seed)
         trials = out.parent / f".{out.name}.trials"
-        adaptation = Adaptation(opened, loaded.label_names, head, plan, trials, device=device)
-        data = Data(tokenize(load_tokenizer(opened), loaded.train.texts, max_length(opened)), loaded.train.labels)
-        steps = max(1, round(epochs * data.steps_per_epoch(plan.tuning().settings.batch)))
-        with progress.bar(f"training {opened.name}", steps):
-            done = adaptation.train(
-                data, Leg(steps, decay=steps), stop=lambda: deadline.left() < room.end_s, progress=progress
-            )
+        try:
+            adaptation = Adaptation(opened, loaded.label_names, head, plan, trials, device=device)
+            data = Data(tokenize(load_tokenizer(opened), loaded.train.texts, max_length(opened)), loaded.train.labels)
+            steps = max(1, round(epochs * data.steps_per_epoch(plan.tuning().settings.batch)))
+            with progress.bar(f"training {opened.name}", steps):
+                done = adaptation.train(
+                    data, Leg(steps, decay=steps), stop=lambda: deadline.left() < room.end_s, progress=progress
+                )
+            classifier = adaptation.finished()
+        finally:  # an interrupted one starts anew
+            _remove(trials)
         legs = [(done, steps)]
-        classifier = adaptation.finished()
-        _remove(trials)
-    settings = {} if len(room.rows) == len(loaded.train) else {"head_rows": len(room.rows)}
+    settings = {} if len(rows) == len(loaded.train) else {"head_rows": len(rows)}
     made = Made(method, settings, legs, seed)
     return write_member(classifier, opened, loaded, out, made, rows=room.test_rows, progress=progress)
 

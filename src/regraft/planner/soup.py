@@ -20,8 +20,8 @@ from typing import Any
 
 from regraft import faults
 from regraft.adapt import Kept, classifier_from, combine, keep_weights, kept_state, kept_weights
-from regraft.checkpoint.classifier import TextClassifier, probabilities
-from regraft.errors import NonFiniteError
+from regraft.checkpoint.classifier import TextClassifier, model_calls, probabilities
+from regraft.errors import CheckpointError
 from regraft.evaluate import score
 from regraft.planner.arms import Arm, Trainer
 from regraft.planner.job import Candidate, Job
@@ -119,14 +119,13 @@ def _measured(job: Job, trainer: Trainer, arm: Arm, parts: list[Candidate]) -> d
     def measure() -> dict[str, Any]:
         job.progress.say(f"Averaging {', '.join(one.name for one in parts)}")
         try:
-            _, validation = trainer.data(arm)
-            found = probabilities(average(job, trainer, parts), validation)
-            return {"validation": score(job.task.validation.labels, found, job.seed)}
-        except NonFiniteError as fault:
-            return {"validation": None, "failed": str(fault)}
-        except (RuntimeError, MemoryError) as fault:
+            with model_calls(arm.checkpoint.reference):
+                _, validation = trainer.data(arm)
+                found = probabilities(average(job, trainer, parts), validation)
+                return {"validation": score(job.task.validation.labels, found, job.seed)}
+        except CheckpointError as fault:
             trainer.close()
-            return {"validation": None, "failed": f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"}
+            return {"validation": None, "failed": str(fault)}
 
     found = job.timed_once(f"soup/{arm.checkpoint.name}/{parts[-1].name}", measure)
     faults.point("soup measured")

@@ -94,8 +94,14 @@ def head_entry(job: Job, candidate: Candidate) -> dict[str, Any]:
     assert candidate.head is not None
     suffix = "" if candidate.head.view == "last" else f"-{candidate.head.view}"
     _, entry = job.run.ledger.look(f"head/{candidate.checkpoint.name}-probe{suffix}")
-    return {"view": candidate.head.view, "rank_rows": len(job.rank_rows), "rest_rows": entry["rows"] - len(job.rank_rows),
-            "l2": entry["l2"], "iterations": entry["iterations"]}  # fmt: skip
+    rest = entry["rows"] - len(job.rank_rows)
+    found = {"view": candidate.head.view, "rank_rows": len(job.rank_rows), "rest_rows": rest,
+             "l2": entry["l2"], "iterations": entry["iterations"]}  # fmt: skip
+    if 0 < rest < job.rest_planned:  # a pass that was cut: the first of the rows that were planned
+        found |= {"rest_rows": job.rest_planned, "rest_made": rest}
+    if job.validation_rows is not None:
+        found["validation_rows"] = job.validation_rows
+    return found
 
 
 def machine(job: Job) -> dict[str, Any]:

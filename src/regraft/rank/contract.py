@@ -1,8 +1,12 @@
 """What a ranking method promises, as checks that anyone can run: `check(methods.get("rank", "mine"))`.
 
-Every method gives the same finite number twice, and more for features that hold the classes than for noise. Each invariance
-that it declares is checked on examples with more rows than columns, and with fewer. A method that does not declare one may
-still have it; nothing is checked then.
+Every method gives the same finite number twice, whatever the classes are called, and more for inputs that hold the classes than
+for noise. Each invariance that it declares is checked on examples with more rows than columns, and with fewer. A method that does
+not declare one may still have it; nothing is checked then.
+
+What a method is given follows from what it needs: "source outputs" are rows of probabilities; everything else gets features, and
+the numbers of classes as labels or as real-valued "targets". Probabilities that were rotated or scaled are none, so a method that
+needs source outputs cannot declare these.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ Change = Callable[[Floats, Labels], tuple[Floats, Labels]]
 # Scores agree to this absolute difference: one rounding error of the features must not decide.
 TOLERANCE = 1e-6
 CLASSES = 4
+# No invariance, but declared among them: with fewer rows than columns the score may be at its end for all features.
+SATURATES = "saturates at N < D"
 # Rows and columns of the examples, both more and fewer rows than columns.
 SHAPES = ((80, 12), (40, 90))
 
@@ -33,22 +39,23 @@ def check(method: Method) -> None:
     Raises:
         MethodError: The first promise that it breaks, in words with the numbers.
     """
-    unknown = method.invariances - INVARIANCES.keys()
+    unknown = method.invariances - invariances(method).keys() - {SATURATES}
     if unknown:
         raise MethodError(
             f"{method.name} declares {', '.join(sorted(unknown))}, which no check knows.",
-            f"Declare words of {', '.join(INVARIANCES)}.",
+            f"Declare words of {', '.join([*invariances(method), SATURATES])}.",
         )
     check_deterministic(method)
+    check_names(method)
     check_separable(method)
-    for name in INVARIANCES:
+    for name in invariances(method):
         if name in method.invariances:
             check_invariance(method, name)
 
 
 def check_deterministic(method: Method) -> None:
     """The same number twice, finite, with the inputs untouched."""
-    features, labels = example(*SHAPES[0])
+    features, labels = given(method, SHAPES[0])
     kept = features.copy(), labels.copy()
     first, second = method(features, labels, seed=0), method(features, labels, seed=0)
     if not (np.isfinite(first) and first == second):
@@ -57,19 +64,41 @@ def check_deterministic(method: Method) -> None:
         raise MethodError(f"{method.name} changes the features or labels that it is given.", "Work on a copy.")
 
 
+def check_names(method: Method) -> None:
+    """Classes need not be 0 .. C-1: numbers with gaps, in the same order, give the same number."""
+    if "targets" in method.needs:
+        return
+    features, labels = given(method, SHAPES[0])
+    before, after = method(features, labels, seed=0), method(features, 7 * labels + 3, seed=0)
+    if not abs(before - after) <= TOLERANCE:
+        raise MethodError(
+            f"{method.name} gives {before:.9f}, and {after:.9f} when class c is called 7 c + 3.",
+            "Renumber the labels (`regraft.rank.scores.checked`).",
+        )
+
+
 def check_separable(method: Method) -> None:
-    """Features that hold the classes score higher than features that do not."""
+    """Features that hold the classes score higher than features that do not.
+
+    Not asked of a score that declares to see nothing of that: "class means" never, "any labels at N < D" not there. One that
+    "saturates at N < D" may give both the same there.
+    """
     for shape in SHAPES:
-        good, labels = example(*shape, signal=4.0)
-        noise, _ = example(*shape, signal=0.0)
+        wide = shape[0] < shape[1]
+        if "class means" in method.invariances or (wide and "any labels at N < D" in method.invariances):
+            continue
+        good, labels = given(method, shape, signal=4.0)
+        noise, _ = given(method, shape, signal=0.0)
         high, low = method(good, labels, seed=0), method(noise, labels, seed=0)
-        if not high > low:
+        if not high > low and not (wide and SATURATES in method.invariances and high >= low - TOLERANCE):
             raise MethodError(f"{method.name} gives separable features {shape} {high:.6f}, and noise {low:.6f}.")
 
 
 def check_invariance(method: Method, name: str) -> None:
-    """One declared invariance, on every example."""
+    """One declared invariance, on every example that it is about."""
     for shape in SHAPES:
+        if name == "any labels at N < D" and shape[0] > shape[1]:
+            continue
         before, after = scores(method, name, shape)
         if not abs(before - after) <= TOLERANCE:
             raise MethodError(
@@ -80,8 +109,16 @@ def check_invariance(method: Method, name: str) -> None:
 
 def scores(method: Method, name: str, shape: tuple[int, int]) -> tuple[float, float]:
     """The score of an example before and after the change that an invariance is about."""
-    features, labels = example(*shape)
+    features, labels = given(method, shape)
     return float(method(features, labels, seed=0)), float(method(*INVARIANCES[name](features, labels), seed=0))
+
+
+def given(method: Method, shape: tuple[int, int], signal: float = 1.0) -> tuple[Floats, Labels]:
+    """What a method is given: features, or probabilities where it needs those, and labels."""
+    features, labels = example(*shape, signal=signal)
+    if "source outputs" in method.needs:
+        return outputs(*shape, signal=signal), labels
+    return features, labels
 
 
 def example(rows: int, columns: int, signal: float = 1.0) -> tuple[Floats, Labels]:
@@ -94,6 +131,15 @@ def example(rows: int, columns: int, signal: float = 1.0) -> tuple[Floats, Label
     features = draw.standard_normal((rows, columns))
     features[:, :CLASSES] += signal * np.eye(CLASSES)[labels]
     return features * np.linspace(0.5, 2.0, columns) + 0.3, labels
+
+
+def outputs(rows: int, columns: int, signal: float = 1.0) -> Floats:
+    """Probabilities [rows, columns] of source classes, some of which go with a target class of `example` with a strength."""
+    draw = generator(0, "rank contract outputs", rows, columns)
+    logits = draw.standard_normal((rows, columns))
+    logits[:, :CLASSES] += signal * np.eye(CLASSES)[np.arange(rows) % CLASSES]
+    odds = np.exp(logits)
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
 
 def rotated(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
@@ -124,10 +170,37 @@ def reordered(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
     return features[order], labels[order]
 
 
+def swapped(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """The same columns in another order."""
+    return features[:, permutation(features.shape[1], 0, "columns")], labels
+
+
+def shifted(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """Every class moved as a whole, by a vector of its own."""
+    moves = generator(0, "class means", features.shape[1]).standard_normal((CLASSES, features.shape[1]))
+    return features + 5.0 * moves[labels], labels
+
+
+def shuffled(features: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """The labels of other examples: classes of the same sizes that mean nothing."""
+    return features, labels[permutation(len(labels), 0, "labels")]
+
+
 INVARIANCES: dict[str, Change] = {
     "rotation": rotated,
     "scaling": scaled,
     "zero columns": padded,
+    "column permutation": swapped,
     "label permutation": relabelled,
     "row permutation": reordered,
+    "class means": shifted,
+    "any labels at N < D": shuffled,
 }
+OF_OUTPUTS = ("zero columns", "column permutation", "label permutation", "row permutation")
+
+
+def invariances(method: Method) -> dict[str, Change]:
+    """The invariances that a method can have, given what it needs."""
+    if "source outputs" in method.needs:
+        return {name: INVARIANCES[name] for name in OF_OUTPUTS}
+    return INVARIANCES

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from regraft.budget import Deadline
 from regraft.errors import TaskError
 from regraft.evaluate.metrics import mean_interval, proportion_interval
-from regraft.rank.knn import knn
-from regraft.rank.logme import logme
-from regraft.rank.probe import left_out_correct
+from regraft.rank.scores.knn import knn
+from regraft.rank.scores.logme import logme
+from regraft.rank.scores.probe import left_out_correct
 
 # Fewer examples than this are not worth a probe, however short the time.
 FEWEST_ROWS = 100

@@ -40,7 +40,7 @@ INPUTS = {"features": ("features",), "model": ("adapt", "merge"), "models": ("ad
 SPLITS = ("train", "validation", "test")
 # An exported step is a folder of that name.
 _NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0\n]+")
-_HEAD = frozenset({"view", "rank_rows", "rest_rows", "l2", "iterations"})
+_HEAD = frozenset({"view", "rank_rows", "rest_rows", "rest_made", "validation_rows", "l2", "iterations"})
 _TASK = frozenset({"reference", "text_column", "label_column", "metric", "max_rows", "seed", "task_id"})
 
 
@@ -78,7 +78,7 @@ VALUES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
          "features", "model", "weights_id"), ("a text", _text)
     ),
     **dict.fromkeys(("head", "settings", "options"), ("a mapping", _mapping)),
-    **dict.fromkeys(("rank_rows", "rest_rows", "iterations"), ("a whole number", _whole(0))),
+    **dict.fromkeys(("rank_rows", "rest_rows", "rest_made", "validation_rows", "iterations"), ("a whole number", _whole(0))),
     "seed": ("a whole number", _whole(-(2**63))),
     **dict.fromkeys(("max_rows", "rows", "threads"), ("a whole number of at least 1", _whole(1))),
     "legs": ("a list of [steps, decay]", _legs),

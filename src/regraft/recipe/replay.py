@@ -19,7 +19,7 @@ from regraft.errors import MethodError, RecipeError
 from regraft.evaluate import score
 from regraft.evaluate.card import Made
 from regraft.evaluate.certify import write_certified
-from regraft.features import DTYPES, Joined, extract
+from regraft.features import DTYPES, Joined, extract, extract_blocks
 from regraft.progress import SILENT, Progress
 from regraft.recipe.read import Step, read_recipe
 from regraft.store import Store, whole_folder
@@ -84,13 +84,18 @@ class _Replay:
         ranked = spread_rows(labels, int(given.get("rank_rows", len(labels))))
         rest = np.setdiff1d(np.arange(len(labels)), ranked)
         more = rest[spread_rows(labels[rest], int(given.get("rest_rows", 0)))] if len(rest) else rest
-        texts = self.task.train.texts
+        more = more[: int(given.get("rest_made", len(more)))]
+        texts, validation = self.task.train.texts, self.task.validation
+        beside = spread_rows(validation.labels, int(given.get("validation_rows", len(validation))))
         # In the blocks that `reuse` computed them in: which texts share a batch changes the last bits of features.
-        first = extract(checkpoint, [texts[row] for row in ranked] + self.task.validation.texts, **self._options)
+        first = extract(
+            checkpoint, [texts[row] for row in ranked] + [validation.texts[row] for row in beside], **self._options
+        )
         views: list[Any] = [first.rows(np.arange(len(ranked)))]
         rows = ranked
-        if given.get("rest_rows"):
-            views.append(extract(checkpoint, [texts[row] for row in more], **self._options))
+        if len(more):
+            computed = extract_blocks([checkpoint], [texts[row] for row in more], **self._options)
+            views.append(computed.views[checkpoint.name])
             rows = np.concatenate([ranked, more])
         return probe(
             Joined(*views), labels[rows], len(self.task.label_names), view=given.get("view", "last"),

@@ -8,13 +8,13 @@ be printed, jinja2 escapes the rest (autoescape), and plots keep only drawing el
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.report import rows, verdict, words
 from regraft.report.charts import plots
+from regraft.store import in_words, write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -57,16 +57,14 @@ def write_report(result: Mapping[str, Any], path: Path) -> Path:
     """Write the report; an earlier one is replaced when the new one is complete. Returns `path`.
 
     Raises:
-        OSError: The file cannot be written; an earlier report is then still there.
+        StoreError: The file cannot be written; an earlier report is then still there.
     """
     text = render(result)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise in_words(fault, path) from fault
+    write_whole(path, text)
     return path
 
 

@@ -155,8 +155,15 @@ def _against(chosen: Entry, baselines: list[Any], metric: str) -> str:
     named = f"the best baseline, {words.baseline_name(rival['name'])} ({words.format_percent(other)})"
     if too_close(rival):
         return f"That is too close to call against {named}."
-    side = "above" if value >= other else "below"
-    return f"That is {words.format_points(value - other)} {side} {named}."
+    difference = _difference(chosen, rival, value - other)
+    side = "above" if difference >= 0 else "below"
+    return f"That is {words.format_points(difference)} {side} {named}."
+
+
+def _difference(chosen: Entry, other: Entry, plain: float) -> float:
+    """How much better the answer is than another on the test examples that both predicted; `plain` where that is not known."""
+    found = (other.get("against_best") or {}).get("difference")
+    return plain if found is None else -float(found)
 
 
 def _alternatives(chosen: Entry, family: list[Any], metric: str) -> tuple[Alternative, ...]:

@@ -9,29 +9,32 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from regraft.errors import TaskError
 from regraft.task.table import Table
 
+# The standard library's own limit, 131,072 characters, is shorter than many a document.
+LONGEST_FIELD = 2**31 - 1
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def detect_encoding(path: Path) -> str:
     """The one encoding that explains every byte of a text file.
 
-    A byte-order mark decides; else UTF-8 if all lines are UTF-8; else Windows-1252 (the superset of Latin-1 that such
-    files are nearly always in) if no line needs UTF-8.
+    A byte-order mark decides, and all lines must keep to it; else UTF-8 if all lines are UTF-8; else Windows-1252 (the
+    superset of Latin-1 that such files are nearly always in) if no line needs UTF-8.
 
     Raises:
         TaskError: Some lines are UTF-8 and others are not, or the file is binary; names file and line.
     """
     with path.open("rb") as file:
         head = file.read(4)
-        for mark, encoding in _BOMS.items():
-            if head.startswith(mark):
-                return encoding
+        marked = next((encoding for mark, encoding in _BOMS.items() if head.startswith(mark)), None)
+        if marked == "utf-16":
+            return marked
         file.seek(0)
         wide, broken = 0, 0  # first line with valid multi-byte UTF-8; first line that is not UTF-8
         for number, line in enumerate(file, 1):
@@ -55,7 +58,7 @@ def detect_encoding(path: Path) -> str:
                     f"{path}: mixed encodings: line {wide} is UTF-8, line {broken} is not.",
                     "Convert the whole file to UTF-8.",
                 )
-    return "cp1252" if broken else "utf-8"
+    return marked or ("cp1252" if broken else "utf-8")
 
 
 def _check_legacy(path: Path, number: int, line: bytes) -> None:
@@ -88,7 +91,7 @@ def csv_table(path: Path, delimiter: str | None = None) -> Table:
     """
     encoding = detect_encoding(path)
     notes = _encoding_notes(path, encoding)
-    with path.open(encoding=encoding, newline="") as file:
+    with _readable(path, encoding), path.open(encoding=encoding, newline="") as file:
         header_line = _first_line(path, file.readline())
     if delimiter is None:
         delimiter = "," if "," in header_line else max(";\t", key=header_line.count)
@@ -125,6 +128,7 @@ def _first_line(path: Path, line: str) -> str:
 def _csv_records(path: Path, encoding: str, delimiter: str, quoting: Any) -> Iterator[list[str]]:
     """Header and rows; blank lines are skipped, everything else must have the header's length."""
     width = 0
+    csv.field_size_limit(LONGEST_FIELD)
     with path.open(encoding=encoding, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         try:
@@ -147,6 +151,15 @@ def _csv_records(path: Path, encoding: str, delimiter: str, quoting: Any) -> Ite
             raise TaskError(
                 f"{path}, after line {reader.line_num}: not {encoding}.", "Convert the file to UTF-8."
             ) from error
+
+
+@contextmanager
+def _readable(path: Path, encoding: str) -> Iterator[None]:
+    """What cannot be decoded inside the block is an error in words; a UTF-16 file is only seen to be broken when it is read."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: not {encoding}: {error.reason}.", "Convert the file to UTF-8.") from error
 
 
 def json_table(path: Path) -> Table:
@@ -173,7 +186,7 @@ def json_table(path: Path) -> Table:
 
 def _json_records(path: Path, encoding: str) -> Iterator[dict[str, Any]]:
     remedy = "Write one JSON object a line, or one array of objects."
-    with path.open(encoding=encoding) as file:
+    with _readable(path, encoding), path.open(encoding=encoding) as file:
         first = file.readline()
         while first and not first.strip():
             first = file.readline()

@@ -80,11 +80,13 @@ def fit_logistic(
     if not np.isfinite(given).all():
         raise NonFiniteError("The features hold NaN or infinite values.", "Leave that checkpoint out.")
     mean = given.mean(axis=0, dtype=np.float64)
-    std = given.std(axis=0, dtype=np.float64)
+    std = np.sqrt(sum(((part - mean) ** 2).sum(axis=0) for part in _parts(given)) / len(given))
     # Constant as far as fp32 can tell, or dead: trained encoders have columns of 1e-32, and a weight of 1e31 on one of them
     # leaves the probe as it is but the gradients of a fine-tune that starts from it at infinity.
     std[(std <= 1e-7 * np.abs(mean)) | (std <= 1e-6 * std.max(initial=0.0)) | (std == 0.0)] = 1.0
-    z = ((given - mean) / std).astype(np.float32)
+    z = np.empty_like(given)
+    for rows, into in zip(_parts(given), _parts(z), strict=True):
+        into[...] = (rows - mean) / std
     if l2 is None:
         part = deadline.part(0.6 * deadline.left()) if deadline is not None else None
         l2 = choose_strength(z, labels, n_classes, seed=seed, deadline=part)
@@ -92,6 +94,11 @@ def fit_logistic(
     weight, bias = theta[:, :-1].astype(np.float64), theta[:, -1].astype(np.float64)
     weight = weight / std
     return Fitted(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), l2, iterations)
+
+
+def _parts(rows: Floats) -> list[Floats]:
+    """Views of a few rows each: what is computed in fp64 from one is small beside the whole."""
+    return [rows[start : start + 4096] for start in range(0, len(rows), 4096)]
 
 
 def choose_strength(

@@ -223,16 +223,21 @@ def train_leg(
     return after
 
 
-def seconds_a_step(model: nn.Module, data: Data, settings: Settings, steps: int = 5) -> float:
+def seconds_a_step(
+    model: nn.Module, data: Data, settings: Settings, steps: int = 5, stop: Callable[[], bool] | None = None
+) -> float:
     """Seconds of a step as it would be trained, without changing the model: the median of a few, after one to warm up.
 
-    The optimiser's share is left out: it is a few per cent.
+    The optimiser's share is left out: it is a few per cent. `stop` is asked before each step but the first; when it is true at
+    once, that first one is all there is to go by.
     """
     device = str(next(model.parameters()).device)
     targets = torch.from_numpy(np.ascontiguousarray(data.labels)).to(device)
     model.train()
-    taken = []
+    taken: list[float] = []
     for rows in islice(data.batches(settings, 0), steps + 1):
+        if taken and stop is not None and stop():
+            break
         started = time.perf_counter()
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=settings.bfloat16):
             logits = model(**data.tokens.batch(rows, device))
@@ -243,7 +248,7 @@ def seconds_a_step(model: nn.Module, data: Data, settings: Settings, steps: int 
         taken.append(time.perf_counter() - started)
     model.zero_grad(set_to_none=True)
     model.eval()
-    return float(np.median(taken[1:]))
+    return float(np.median(taken[1:] or taken))
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], settings: Settings, state: State) -> torch.optim.AdamW:

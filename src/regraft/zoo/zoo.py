@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from regraft.budget import Deadline
 from regraft.checkpoint import Checkpoint, open_checkpoint
 from regraft.checkpoint.files import read_json_object
 from regraft.checkpoint.reference import exists, parse
-from regraft.errors import BadReferenceError, CheckpointError, RegraftError
+from regraft.errors import BadReferenceError, CheckpointError, HubError, RegraftError
 from regraft.zoo import discover
 
 MINILM_LAYERS = 6
+_FILTER = re.compile(r"\s*zoo:[^,#]*[=<>]")  # as opposed to zoo:NAME
 
 
 @dataclass(frozen=True)
@@ -41,25 +43,30 @@ def open_zoo(reference: str, deadline: Deadline | None = None) -> Zoo:
     Args:
         reference: `builtin:minilm` (its first 1 to 6 layers as six checkpoints), `hf:org/name`, `hf-cache:` (what is in
             the local Hub cache), any other reference to a checkpoint, a folder of checkpoints (three levels deep;
-            adapters go over the base that they name), or several of these with commas between them.
+            adapters go over the base that they name), `zoo:FILTER` (what the catalogue has of it; its commas are the
+            filter's own), or several of these with commas between them.
         deadline: Of downloads together; what is not there in time is left out. None lets them take as long as they need.
 
     A randomly initialised model of the smallest checkpoint's architecture is added where there is none, so that "from
     scratch" can always be compared with.
 
     Raises:
-        BadReferenceError: An empty reference.
+        BadReferenceError: An empty reference, or nothing at any of them (`HubError` when it is the Hub that says so).
         CheckpointError: Not one checkpoint can be used; the text says why for each.
     """
     opened: list[Checkpoint] = []
     left_out: list[LeftOut] = []
+    faults: list[RegraftError] = []
     for part in _parts(reference):
-        with _noting(part, left_out):
+        with _noting(part, left_out, faults):
             opened += _open_part(part, left_out, deadline)
     checkpoints = _without_repeats(opened)
     if not checkpoints:
         reasons = " ".join(f"{entry.reference!r}: {entry.problem} {entry.remedy}" for entry in left_out)
-        raise CheckpointError(
+        # Nothing was found, or what was found cannot be used.
+        absent = len(faults) == len(left_out) and all(isinstance(fault, BadReferenceError) for fault in faults)
+        kind = next((HubError for fault in faults if isinstance(fault, HubError)), BadReferenceError)
+        raise (kind if absent else CheckpointError)(
             f"The zoo {reference!r} holds no checkpoint that can be used. {reasons}".strip(),
             "Give another zoo, such as builtin:minilm, hf:org/name or a folder of checkpoints.",
         )
@@ -69,9 +76,9 @@ def open_zoo(reference: str, deadline: Deadline | None = None) -> Zoo:
 
 
 def _parts(reference: str) -> list[str]:
-    """The references of a list; a folder whose name has a comma is one reference."""
-    if exists(reference):
-        return [reference]
+    """The references of a list; a folder whose name has a comma is one reference, and so is a filter of the catalogue."""
+    if exists(reference) or _FILTER.match(reference):
+        return [reference.strip()]
     parts = [part.strip() for part in reference.split(",") if part.strip()]
     if not parts:
         raise BadReferenceError(f"{reference!r} is no reference to a zoo.", "Give builtin:minilm or a folder.")
@@ -79,12 +86,14 @@ def _parts(reference: str) -> list[str]:
 
 
 @contextmanager
-def _noting(reference: str, left_out: list[LeftOut]) -> Iterator[None]:
+def _noting(reference: str, left_out: list[LeftOut], faults: list[RegraftError] | None = None) -> Iterator[None]:
     """An error of ours inside the block is written down, and the rest goes on."""
     try:
         yield
     except RegraftError as error:
         left_out.append(LeftOut(reference, error.problem, error.remedy))
+        if faults is not None:
+            faults.append(error)
 
 
 def _open_part(reference: str, left_out: list[LeftOut], deadline: Deadline | None) -> list[Checkpoint]:
@@ -92,6 +101,8 @@ def _open_part(reference: str, left_out: list[LeftOut], deadline: Deadline | Non
         return _minilm()
     if reference in ("hf-cache:", "hf-cache"):
         return _open_candidates(discover.in_hub_cache(), left_out)
+    if reference.startswith("zoo:") and "#" not in reference:
+        return _of_catalogue(reference, left_out)
     if exists(reference) and Path(reference).expanduser().is_dir():
         folder = Path(reference).expanduser()
         candidates = discover.in_folder(folder)
@@ -102,6 +113,18 @@ def _open_part(reference: str, left_out: list[LeftOut], deadline: Deadline | Non
             )
         return _open_candidates(candidates, left_out)
     return [open_checkpoint(reference, deadline)]
+
+
+def _of_catalogue(reference: str, left_out: list[LeftOut]) -> list[Checkpoint]:
+    """What the catalogue has of a filter, or the one with a name."""
+    from regraft.zoo.catalogue.reference import entries_of
+
+    found = [entry.record for entry in entries_of(reference.removeprefix("zoo:"))]
+    if not found:
+        raise BadReferenceError(f"{reference} means no checkpoint of the catalogue.", "Look with `regraft zoo ls`.")
+    return _open_candidates(
+        [discover.Candidate(one.path, Path(one.path), frozenset({one.path, one.name})) for one in found], left_out
+    )
 
 
 def _minilm() -> list[Checkpoint]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from regraft import certificate
 from regraft.checkpoint import open_checkpoint
 from regraft.checkpoint.weights import open_weights
 from regraft.errors import CheckpointError, VerificationError
+from regraft.merge.align import align
 from regraft.merge.certificate.certify import certify
 from regraft.merge.certificate.record import sample_id, spec_of_record, weights_id
+from regraft.merge.certificate.remake import same_as_stored
 from regraft.merge.checks.preflight import preflight_of
 from regraft.merge.inputs import open_inputs
 from regraft.merge.lora.whole import write_lora
+from regraft.merge.recipe.file import read_merge
 from regraft.merge.recipe.spec import Output, Spec, spec_of
 from regraft.merge.run import merge
 
@@ -285,6 +289,43 @@ def test_the_card(merged: Path, parents: tuple[Path, Path, Path]) -> None:
     for words in ("# merged\n", "2 checkpoints merged with ties (Yadav et al. (2023)", "mit, as all of its parents",
                   f"| base | `{parents[0]}` |", "BertModel.from_pretrained"):  # fmt: skip
         assert words in text, words
+
+
+def test_the_cards_recipe_is_yaml_that_makes_it_again(
+    parents: tuple[Path, Path, Path], tmp_path: Path, copy_of: Any, raw_of: Any
+) -> None:
+    """Block by block, with names of every kind; read back it is the recipe, and gives the same bytes."""
+    base, a, b = parents
+    strange = copy_of(b, "größe: 'b' # 7")
+    density: Any = [[{"filter": "query", "value": [0.1, 0.9]}, {"value": 0.3}], 0.25]
+    merge(spec_of("ties", [a, strange], base, density=density, weight=[1.0, -0.5], seed=4), tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    recipe = text.split("```yaml\n")[1].split("\n```")[0]
+    assert recipe.startswith("merge: ties\n") and "{" not in recipe.split("options")[0]
+    (tmp_path / "again.yaml").write_text(recipe)
+    spec = read_merge(tmp_path / "again.yaml")
+    about = json.loads((tmp_path / "out" / "regraft.json").read_text())
+    assert spec.as_dict() == about["merge"] and spec.inputs[0].options["weight"] in (1.0, -0.5)
+    merge(spec, tmp_path / "again")
+    assert raw_of(tmp_path / "again") == raw_of(tmp_path / "out")
+
+
+def test_tensors_are_made_again_in_blocks(written: Any, tmp_path: Path) -> None:
+    """A certificate takes no more memory than the merge."""
+    draw = np.random.default_rng(0)
+    base = draw.standard_normal((2048, 2048)).astype(np.float32)
+    folders = [
+        written(name, {"h.0.w": base + np.float32(step)}) for step, name in ((0, "base"), (0.1, "a"), (0.2, "b"))
+    ]
+    spec, opened = open_inputs(spec_of("task_arithmetic", folders[1:], folders[0]))
+    merge(spec, tmp_path / "out", workers=1)
+    aligned, stored = align(opened), open_weights(str(tmp_path / "out")).tensors
+    assert same_as_stored(spec, aligned, stored, ["h.0.w"]) is None
+    tracemalloc.start()
+    assert same_as_stored(spec, aligned, stored, ["h.0.w"]) is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 2**20  # of a tensor of 16 MiB
 
 
 def written_lora(spec: Spec, folder: Path, allow: tuple[str, ...] = ()) -> Path:

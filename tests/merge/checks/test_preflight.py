@@ -17,6 +17,7 @@ from regraft.merge.checks.findings import ALLOW
 from regraft.merge.checks.preflight import Preflight, preflight_of
 from regraft.merge.inputs import open_inputs
 from regraft.merge.recipe.spec import Input, Output, Spec, spec_of
+from regraft.merge.run import merge
 
 LIMIT = 512 * 2**20
 
@@ -101,6 +102,27 @@ def test_no_descendant_of_the_base(three: tuple[Path, Path, Path], bert_config: 
     passed.refuse()
     assert passed.allowed == ("ancestry",)
     assert ("allowed", passed.findings[0].problem) in passed.rows()
+
+
+@pytest.mark.parametrize("method", ["transfer", "rws"])
+def test_changes_that_are_carried_to_another_family(
+    method: str, three: tuple[Path, Path, Path], bert_config: Any, tmp_path: Path
+) -> None:
+    """Their inputs are of several bases by design: said and recorded, not refused."""
+    from transformers import BertModel
+
+    base, a, _ = three
+    torch.manual_seed(99)
+    stranger = tmp_path / "stranger"
+    BertModel(bert_config()).save_pretrained(stranger)
+    for path in base.glob("*token*"):
+        (stranger / path.name).write_bytes(path.read_bytes())
+    inputs = [a, stranger] if method == "transfer" else [stranger, a]
+    merge(spec_of(method, inputs, base), tmp_path / "out")
+    about = json.loads((tmp_path / "out" / "regraft.json").read_text())
+    assert about["allowed"] == [] and about["ancestry"][str(stranger)]["related"] is False
+    (found,) = (one for one in about["findings"] if one["code"] == "ancestry" and "share no ancestor" in one["problem"])
+    assert f"which {method} does not ask for" in found["problem"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -16,11 +16,15 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from regraft.checkpoint.adapter import open_adapter
+from regraft.checkpoint.blocks import is_embedding
 from regraft.checkpoint.headers import read_tensors
 from regraft.checkpoint.lora import changes, factors, load
 from regraft.checkpoint.weights import read_values
 from regraft.errors import CheckpointError, MethodError, NonFiniteError
-from regraft.merge.lora.extract import Extraction, Held, LoraWriter, cannot_hold, is_embedding
+from regraft.merge.lora.extract import Extraction, Held, LoraWriter
+from regraft.merge.lora.fit import cannot_hold
+from regraft.merge.methods.matrices import is_matrix
+from regraft.merge.stack import Stack
 
 MODELS: dict[str, Any] = {
     "bert": lambda: BertModel(BertConfig(
@@ -224,10 +228,14 @@ def test_embeddings_that_a_head_shares_are_not_held(tmp_path: Path) -> None:
         ("embeddings_project.weight", False),
         ("model.layers.0.mlp.up_proj.weight", False),
         ("word_embeddings.bias", False),
+        ("model.embed_tokens_per_layer.weight", True),
+        ("encoder.wordembeddings.weight", True),
     ],
 )
 def test_embeddings_are_told_by_their_names(name: str, expected: bool) -> None:
+    """By one rule, for LoRAs and for methods of matrices."""
     assert is_embedding(name) is expected
+    assert is_matrix(Stack.of([np.zeros((3, 2))], name=name), "vector") is not expected
 
 
 def test_a_sum_of_adapters_is_held_exactly(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_one_merge_has_one_key_however_it_is_written() -> None:
 
 
 def test_what_cannot_be_tried_is_said() -> None:
-    assert not_in_space(recipe(), None) == {}
+    assert set(not_in_space(recipe(), None)) == {"fisher", "regmean", "regmean_plus"}
     assert "slerp" in not_in_space(recipe(3), None)
     without = not_in_space(recipe(base=None, method="linear"), None)
     assert set(SPACES) - set(without) == {"linear", "slerp", "karcher"}
@@ -77,6 +77,18 @@ def test_what_cannot_be_tried_is_said() -> None:
     }
     with pytest.raises(MethodError, match=r"layer_swap cannot be searched\. Known: linear, "):
         not_in_space(recipe(), ["layer_swap"])
+
+
+def test_the_inputs_tasks_go_with_them() -> None:
+    """Methods that look at examples are tried with the data that the recipe names; no other method is given any."""
+    given = recipe(method="fisher", data=["x.csv", "y.csv"], rows=32)
+    assert not_in_space(given, ["fisher", "regmean"]) == {}
+    looked = built(given, "regmean", {"alpha": 0.5}, "look").spec
+    assert [one.options["data"] for one in looked.inputs] == ["x.csv", "y.csv"]
+    assert looked.options == {"rows": 32, "alpha": 0.5}
+    assert all("data" not in one.options for one in average_of(given).inputs)
+    for_all = recipe(method="regmean", data="z.csv")
+    assert [one.options["data"] for one in built(for_all, "fisher", {}, "look").spec.inputs] == ["z.csv", "z.csv"]
 
 
 def test_names_tell_inputs_apart() -> None:

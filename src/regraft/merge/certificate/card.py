@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from io import StringIO
 from typing import Any
 
 from regraft import methods
 from regraft.checkpoint.card import licence_of, parents_of, read_card
 from regraft.checkpoint.weights import Weights
-from regraft.merge.inputs import Opened
+from regraft.merge.inputs import Opened, template_first
 from regraft.merge.recipe.spec import Spec
 from regraft.merge.settings import plain
 
@@ -58,7 +59,7 @@ Licence: {_licence(licences)} Check it again with `regraft verify` (certificate.
 The recipe (`regraft merge recipe.yaml -o OUT` makes it again):
 
 ```yaml
-{_recipe(spec)}
+{_recipe(template_first(spec, opened)[0])}
 ```
 
 ```python
@@ -105,7 +106,14 @@ def _licence(licences: Sequence[str | None]) -> str:
 
 
 def _recipe(spec: Spec) -> str:
-    return json.dumps(spec.as_dict(), indent=2, ensure_ascii=False)
+    """The recipe as YAML, with the template in front."""
+    from ruamel.yaml import YAML
+
+    yaml, text = YAML(), StringIO()
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.dump(spec.as_dict(), text)
+    return text.getvalue().rstrip()
 
 
 def _code(template: Weights, library: str) -> str:

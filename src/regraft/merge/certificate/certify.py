@@ -5,6 +5,7 @@ merge files      exact     config and tokenizer are, byte for byte, the source's
 merge weights    exact     weights_id                                                       this folder
 merge elements   sampled   tensors made again from the parents have the stored bytes        the parents
 merge inputs     sampled   the parents are what they were                                   the parents
+merge tasks      exact     the tasks whose examples it looked at hold the same ones         the tasks
 merge recipe     exact     the recipe, its versions, and what was let pass, are on record   this folder
 merge lora       sampled   what a LoRA lacks of the merge                                   the parents
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,15 @@ from regraft.checkpoint.weights import FLOATS, Weights
 from regraft.errors import VerificationError
 from regraft.merge.align import Aligned, align
 from regraft.merge.certificate.card import card
-from regraft.merge.certificate.record import ABOUT, missing_parents, record_of, spec_of_record, tensors_of, weights_id
+from regraft.merge.certificate.record import (
+    ABOUT,
+    missing_parents,
+    missing_tasks,
+    record_of,
+    spec_of_record,
+    tensors_of,
+    weights_id,
+)
 from regraft.merge.certificate.remake import SAMPLED, chosen, lora_errors, same_as_stored
 from regraft.merge.certificate.small_files import config_changes, config_name, small_files
 from regraft.merge.checks.preflight import Preflight
@@ -59,7 +68,9 @@ def certify(folder: Path, spec: Spec, opened: Opened, found: Preflight, extracti
     about = record_of(spec, opened, found)
     write_whole(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     tensors = tensors_of(folder)
-    claims = [_weights_claim(tensors), _inputs_claim(about), _recipe_claim(folder)]
+    claims = [_weights_claim(tensors), _inputs_claim(about), _recipe_claim(folder, found.allowed)]
+    if about["tasks"]:
+        claims.append(_tasks_claim(about))
     if spec.output.format == "checkpoint":
         claims[:0] = [
             _tensors_claim(tensors, opened.template, spec.output),
@@ -136,9 +147,16 @@ def _inputs_claim(about: Mapping[str, Any]) -> Claim:
     return Claim("merge inputs", statement, "sampled", "parents", True, {"parents": about["parents"]})
 
 
-def _recipe_claim(folder: Path) -> Claim:
-    statement = f"{ABOUT} holds the recipe, the versions and what was let pass, as they were"
-    return Claim("merge recipe", statement, "exact", "folder", True, {"sha256": _digest(folder / ABOUT)})
+def _tasks_claim(about: Mapping[str, Any]) -> Claim:
+    statement = f"examples of these {len(about['tasks'])} tasks were looked at"
+    return Claim("merge tasks", statement, "exact", "task", True, {"tasks": about["tasks"]})
+
+
+def _recipe_claim(folder: Path, allowed: Sequence[str]) -> Claim:
+    passed = f" ({', '.join(allowed)})" if allowed else ""
+    statement = f"{ABOUT} holds the recipe, the versions and what was let pass{passed}, as they were"
+    values = {"sha256": _digest(folder / ABOUT), "allowed": list(allowed)}
+    return Claim("merge recipe", statement, "exact", "folder", True, values)
 
 
 def _lora_claim(folder: Path, spec: Spec, aligned: Aligned, extraction: Extraction) -> Claim:
@@ -210,12 +228,31 @@ def _check_inputs(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]
     return "pass", f"{len(claim.values['parents'])} checkpoints as they were, wherever they were sampled"
 
 
+@checks("merge tasks")
+def _check_tasks(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
+    absent, unlike = missing_tasks(claim.values["tasks"])
+    if unlike:
+        return "fail", f"other examples now: {', '.join(unlike)}"
+    if absent:
+        return "cannot check", f"not at hand: {', '.join(absent)}"
+    return "pass", f"{len(claim.values['tasks'])} tasks as they were"
+
+
+def _lacking(about: Mapping[str, Any]) -> str:
+    """What making a tensor again needs and does not have, in words; empty when all is there."""
+    for what, found in (
+        ("parents", missing_parents(about["parents"])), ("tasks", missing_tasks(about.get("tasks", ()))),
+    ):  # fmt: skip
+        if any(found):
+            return f"needs the {what} as they were: {', '.join([*found[0], *found[1]])}"
+    return ""
+
+
 @checks("merge elements")
 def _check_elements(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
     about = read_json_object(folder / ABOUT)
-    absent, unlike = missing_parents(about["parents"])
-    if absent or unlike:
-        return "cannot check", f"needs the parents as they were: {', '.join(absent + unlike)}"
+    if lacking := _lacking(about):
+        return "cannot check", lacking
     spec, opened = open_inputs(spec_of_record(about))
     gap = same_as_stored(spec, align(opened), tensors_of(folder), claim.values["tensors"])
     return ("pass", f"{claim.values['elements']:,} weights made again") if gap is None else ("fail", gap)
@@ -224,9 +261,8 @@ def _check_elements(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, st
 @checks("merge lora")
 def _check_lora(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
     about, stated = read_json_object(folder / ABOUT), claim.values["tensors"]
-    absent, unlike = missing_parents(about["parents"])
-    if absent or unlike:
-        return "cannot check", f"needs the parents as they were: {', '.join(absent + unlike)}"
+    if lacking := _lacking(about):
+        return "cannot check", lacking
     spec, opened = open_inputs(spec_of_record(about))
     gap = _lora_gap(stated, lora_errors(spec, align(opened), folder, list(stated)))
     return ("pass", f"{len(stated)} matrices compared with the merge") if gap is None else ("fail", gap)

@@ -21,7 +21,7 @@ from regraft.checkpoint.sampled import run_of
 from regraft.checkpoint.weights import Weights, open_weights, raw_values
 from regraft.errors import RegraftError, VerificationError
 from regraft.merge.checks.preflight import Preflight
-from regraft.merge.inputs import Opened
+from regraft.merge.inputs import Opened, template_first
 from regraft.merge.recipe.spec import Input, Output, Spec
 from regraft.version import __version__
 
@@ -34,11 +34,14 @@ def record_of(spec: Spec, opened: Opened, found: Preflight) -> dict[str, Any]:
         key: value for key, value in optional_json_object(opened.template.folder / ABOUT).items()
         if key in ("format", "labels")
     }  # fmt: skip
+    given, parents = template_first(spec, opened)
     return {
-        "regraft": __version__, **kept, "merge": spec.as_dict(), "allowed": list(found.allowed),
+        "regraft": __version__, **kept, "merge": given.as_dict(), "allowed": list(found.allowed),
+        "findings": [{"code": one.code, "allowed": one.allowed, "problem": one.problem} for one in found.findings],
         "copied": dict(found.aligned.copied), "left_out": list(found.aligned.left_out),
         "ancestry": {name: one.to_json() for name, one in found.ancestry.items()},
-        "parents": [_parent(one, opened.base is one) for one in opened.all],
+        "parents": [_parent(one, opened.base is one) for one in parents],
+        "tasks": [_task(reference, task_id) for reference, task_id in found.tasks.items()],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("numpy", "numba", "scipy")}},
     }  # fmt: skip
 
@@ -48,6 +51,12 @@ def _parent(one: Weights, is_base: bool) -> dict[str, Any]:
         "role": "base" if is_base else "input", "reference": one.reference, "path": _path(one), "file_id": one.file_id,
         "sample": sample_id(one), "weights_id": _known_weights_id(one),
     }  # fmt: skip
+
+
+def _task(reference: str, task_id: str) -> dict[str, str]:
+    """A task whose examples were looked at; `path` is where this machine finds it again."""
+    path = Path(reference).expanduser()
+    return {"reference": reference, "path": str(path.absolute()) if path.exists() else reference, "task_id": task_id}
 
 
 def _path(one: Weights) -> str:
@@ -97,21 +106,23 @@ def weights_id(tensors: Mapping[str, TensorInfo]) -> str:
 
 
 def spec_of_record(about: Mapping[str, Any]) -> Spec:
-    """The spec that regraft.json holds, with the parents where they lay.
+    """The spec that regraft.json holds, with the parents and tasks where they lay.
 
     Raises:
         RegraftError: The record is damaged.
     """
     merge, paths = about["merge"], [parent["path"] for parent in about["parents"]]
     base = paths.pop(0) if merge.get("base") is not None else None
-    inputs = tuple(
-        Input(path, {key: value for key, value in one.items() if key != "checkpoint"})
-        for path, one in zip(paths, merge["inputs"], strict=True)
-    )
-    output = Output(**merge.get("output", {}))
-    return Spec(
-        merge["merge"], base, inputs, merge.get("options", {}), output, merge.get("seed", 0), merge.get("layers")
-    )
+    tasks = {task["reference"]: task["path"] for task in about.get("tasks", ())}
+
+    def placed(options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of an input, or of all, with its task where it lies."""
+        kept = {key: value for key, value in options.items() if key != "checkpoint"}
+        return kept | ({"data": tasks.get(kept["data"], kept["data"])} if "data" in kept else {})
+
+    inputs = tuple(Input(path, placed(one)) for path, one in zip(paths, merge["inputs"], strict=True))
+    options, output = placed(merge.get("options", {})), Output(**merge.get("output", {}))
+    return Spec(merge["merge"], base, inputs, options, output, merge.get("seed", 0), merge.get("layers"))
 
 
 def missing_parents(parents: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
@@ -123,6 +134,24 @@ def missing_parents(parents: Sequence[Mapping[str, Any]]) -> tuple[list[str], li
             absent.append(parent["reference"])
         elif sample_id(found) != parent["sample"] or (known is not None and weights_id(found.tensors) != known):
             unlike.append(parent["reference"])
+    return absent, unlike
+
+
+def missing_tasks(tasks: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """The references of tasks that are not at hand, and of those that hold other examples now; none is downloaded."""
+    from regraft.task import load_task  # only methods that look at examples need it
+
+    absent, unlike = [], []
+    for task in tasks:
+        here = task["path"].startswith("builtin:") or Path(task["path"]).exists()
+        try:
+            found = load_task(task["path"]).task_id if here else None
+        except RegraftError:
+            found = ""
+        if found is None:
+            absent.append(task["reference"])
+        elif found != task["task_id"]:
+            unlike.append(task["reference"])
     return absent, unlike
 
 

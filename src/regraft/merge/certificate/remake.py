@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +19,7 @@ from regraft.merge.align import Aligned
 from regraft.merge.recipe.spec import Spec
 from regraft.merge.register import traits_of
 from regraft.merge.sources import FileSink
+from regraft.merge.stack import GRAIN
 from regraft.merge.tensors import merged_tensor, prepared_for, stack_of
 from regraft.randomness import seed_of
 
@@ -30,14 +31,41 @@ _SHARE = 1e-3
 
 
 @dataclass
-class _Kept:
-    """Stands in for a file: keeps what a sink writes."""
+class _Compared:
+    """Stands in for a file: compares what a sink writes with what is stored, and keeps none of it.
 
-    parts: list[np.ndarray] = field(default_factory=list)
+    Args:
+        stored: The tensor that is stored.
+        unlike: Elements that are others.
+        apart: The largest difference; and `beyond` the rounding of the format, which grows with the numbers.
+    """
 
-    def write(self, _name: str, raw: np.ndarray, _start: int) -> None:
+    stored: TensorInfo
+    unlike: int = 0
+    apart: float = 0.0
+    beyond: float = 0.0
+
+    def write(self, _name: str, raw: np.ndarray, start: int) -> None:
         """See `Writer.write`."""
-        self.parts.append(np.array(raw))
+        dtype, theirs = self.stored.dtype, raw_values(self.stored)[start : start + raw.size]
+        raw = raw.view(theirs.dtype)  # the bits of a float16 may come as whole numbers
+        bits = f"u{raw.dtype.itemsize}"  # minus zero is another zero
+        unlike = int((raw.view(bits) != theirs.view(bits)).sum())
+        if not unlike:
+            return
+        one, two = decoded(raw, dtype), decoded(theirs, dtype)
+        apart = np.abs(one - two)
+        room = _UNITS[dtype] * np.maximum(np.abs(one), np.abs(two))
+        self.unlike += unlike
+        self.apart = max(self.apart, float(apart.max()))
+        self.beyond = max(self.beyond, float((apart - room).max()))
+
+
+def _usual(stored: TensorInfo) -> float:
+    """The root mean square of a stored tensor, a block at a time."""
+    raw = raw_values(stored)
+    blocks = (decoded(raw[start : start + GRAIN], stored.dtype) for start in range(0, raw.size, GRAIN))
+    return float(np.sqrt(sum(float(np.square(block).sum()) for block in blocks) / max(1, raw.size)))
 
 
 def chosen(aligned: Aligned, among: Collection[str] | None = None) -> list[str]:
@@ -55,7 +83,7 @@ def chosen(aligned: Aligned, among: Collection[str] | None = None) -> list[str]:
 
 
 def same_as_stored(spec: Spec, aligned: Aligned, stored: Mapping[str, TensorInfo], names: Sequence[str]) -> str | None:
-    """Make tensors again, on one thread, and compare them with the stored ones.
+    """Make tensors again, on one thread, and compare them with the stored ones: in blocks where the method works in blocks.
 
     Elementwise methods must give the same bytes; decompositions the same values but for rounding.
 
@@ -65,19 +93,19 @@ def same_as_stored(spec: Spec, aligned: Aligned, stored: Mapping[str, TensorInfo
     prepared = prepared_for(spec, aligned.opened, aligned.merged)
     for name in names:
         info = stored[name]
-        values = merged_tensor(spec, aligned.opened, stack_of(spec, aligned.opened, name), prepared)
-        kept = _Kept()
-        FileSink(cast(Writer, kept), name, info.dtype).write(np.ascontiguousarray(values, np.float32).reshape(-1), 0)
-        mine, theirs = np.concatenate(kept.parts), raw_values(info)
-        if mine.tobytes() == theirs.tobytes():
+        compared = _Compared(info)
+        sink = FileSink(cast(Writer, compared), name, info.dtype)
+        values = merged_tensor(spec, aligned.opened, stack_of(spec, aligned.opened, name, sink=sink), prepared)
+        if values is not None:
+            flat = np.asarray(values, np.float32).reshape(-1)
+            for start in range(0, flat.size, GRAIN):
+                sink.write(flat[start : start + GRAIN], start)
+        if not compared.unlike:
             continue
         if traits_of(spec.method).working is None:
-            count = int((mine != theirs).sum())
-            return f"{count:,} of {info.elements:,} weights of {name!r} are others when it is made again"
-        one, two = decoded(mine, info.dtype), decoded(theirs, info.dtype)
-        room = _UNITS[info.dtype] * np.maximum(np.abs(one), np.abs(two)) + _SHARE * np.sqrt(np.square(two).mean())
-        if (np.abs(one - two) > room).any():
-            return f"{name!r} differs by up to {np.abs(one - two).max():.2g} when it is made again"
+            return f"{compared.unlike:,} of {info.elements:,} weights of {name!r} are others when it is made again"
+        if compared.beyond > _SHARE * _usual(info):
+            return f"{name!r} differs by up to {compared.apart:.2g} when it is made again"
     return None
 
 
@@ -89,8 +117,12 @@ def lora_errors(spec: Spec, aligned: Aligned, folder: Path, names: Sequence[str]
     found = {}
     for name in names:
         stack = stack_of(spec, opened, name)
-        change = np.asarray(merged_tensor(spec, opened, stack, prepared), np.float64) - stack.base()
-        held = lora.delta_rows(factors[name], 0, change.shape[0])
-        norm = float(np.linalg.norm(change))
-        found[name] = float(np.linalg.norm(change - held)) / norm if norm else 0.0
+        merged, base = np.asarray(merged_tensor(spec, opened, stack, prepared)), stack.base()
+        held, step = lora.load(factors[name]), max(1, GRAIN // max(1, base.shape[1]))
+        whole = missing = 0.0
+        for row in range(0, len(base), step):
+            change = merged[row : row + step].astype(np.float64) - base[row : row + step]
+            whole += float(np.square(change).sum())
+            missing += float(np.square(change - held.rows(row, row + len(change))).sum())
+        found[name] = float(np.sqrt(missing / whole)) if whole else 0.0
     return found

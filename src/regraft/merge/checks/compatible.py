@@ -1,16 +1,16 @@
 """What differs between the template of a merge (the base, or the first input) and another checkpoint of it.
 
 Pure functions over headers, configs, and a few sampled values. What comes out are findings, and what the merge makes of the
-other checkpoint's tensors: which of the template's are read under another name (`aliases`: tied heads), and which are not
-merged although both have them (`apart`: heads of other labels, vocabularies of other sizes).
+other checkpoint's tensors: which are called otherwise (`renamed`: saved by a class that puts its own name in front), which of
+the template's are read under another name (`aliases`: tied heads), and which are not merged although both have them (`apart`:
+heads of other labels, vocabularies of other sizes).
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.identity import NOT_FUNCTION
 from regraft.checkpoint.weights import FLOATS, Weights, raw_values
 from regraft.merge.checks.findings import Finding, error, names, note
+from regraft.merge.checks.prefix import new_names, one_sided, prefix_of, prefixed
 from regraft.merge.checks.tied import tied
 
 # The last layers that a task brings along; sentence-transformers modules are named by their folder: 2_Dense.
@@ -45,12 +46,14 @@ class Comparison:
 
     Args:
         findings: What differs.
-        aliases: Tensors of the template, and the name that the other one has them under.
+        renamed: Tensors of the other one, and what the template calls them, whose names begin otherwise.
+        aliases: Tensors of the template, and the name that the other one has them under (once renamed).
         apart: Tensors that both have and that are not merged.
         left_out: Tensors of the other one that the template lacks.
     """
 
     findings: tuple[Finding, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     apart: frozenset[str] = frozenset()
     left_out: tuple[str, ...] = ()
@@ -64,21 +67,24 @@ def compare(template: Weights, other: Weights, who: str, whose: str) -> Comparis
         whose: What the template is called.
     """
     findings = [*_architectures(template.config, other.config, who, whose), *_configs(template, other, who, whose)]
-    missing = [name for name in template.tensors if name not in other.tensors]
-    extra = [name for name in other.tensors if name not in template.tensors]
-    prefix = _prefix(missing, extra)
+    missing, extra = one_sided(template, other)
+    prefix, renamed = prefix_of(missing, extra), dict[str, str]()
     if prefix is not None:
-        findings.append(_prefixed(prefix, missing, extra, who, whose))
-        return Comparison(tuple(findings))
+        renamed = new_names(template, other, prefix)
+        findings.append(prefixed(prefix, renamed, missing, extra, who, whose))
+        if not renamed:
+            return Comparison(tuple(findings))
+        other = replace(other, tensors={renamed.get(name, name): info for name, info in other.tensors.items()})
+        missing, extra = one_sided(template, other)
     explained = tied(template, other, missing, extra, who, whose)
     findings += explained.findings
-    findings += _one_sided(explained.missing, f"missing in {who}", template, whose)
-    findings += _one_sided(explained.extra, f"in {who} only", other, whose)
+    findings += _findings_for(explained.missing, f"missing in {who}", template, whose, headless=bool(renamed))
+    findings += _findings_for(explained.extra, f"in {who} only", other, whose)
     shapes, apart = _shapes(template, other, who, whose)
     labelled = _labels(template, other, apart, who, whose)
     findings += shapes + labelled + _buffers(template, other, who, whose)
     apart |= {name for found in labelled for name in found.where}
-    return Comparison(tuple(findings), explained.aliases, frozenset(apart), tuple(extra))
+    return Comparison(tuple(findings), renamed, explained.aliases, frozenset(apart), tuple(extra))
 
 
 def _architectures(template: Mapping[str, Any], other: Mapping[str, Any], who: str, whose: str) -> list[Finding]:
@@ -132,34 +138,21 @@ def _value(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _prefix(missing: Sequence[str], extra: Sequence[str]) -> tuple[str, str] | None:
-    """(template's, other's) prefix if most missing names are extra ones with another beginning; classes add such."""
-    for left, right in ((missing, extra), (extra, missing)):
-        ends = set(right)
-        counts = Counter(name.split(".", 1)[0] for name in left if name.partition(".")[2] in ends)
-        if counts and (best := counts.most_common(1)[0])[1] * 2 > min(len(left), len(right)):
-            return (f"{best[0]}.", "") if left is missing else ("", f"{best[0]}.")
-    return None
+def _findings_for(found: Sequence[str], what: str, owner: Weights, whose: str, headless: bool = False) -> list[Finding]:
+    """Findings for tensors that one side lacks.
 
-
-def _prefixed(prefix: tuple[str, str], missing: Sequence[str], extra: Sequence[str], who: str, whose: str) -> Finding:
-    longer, shorter = (whose, who) if prefix[0] else (who, whose)
-    return error(
-        "tensors", f"The tensors of {longer} are named with {''.join(prefix)!r} in front, those of {shorter} without: "
-        "they were saved by other classes.",
-        "Load both with one class of transformers, and save them again.", [*missing[:25], *extra[:25]],
-    )  # fmt: skip
-
-
-def _one_sided(found: Sequence[str], what: str, owner: Weights, whose: str) -> list[Finding]:
-    """Findings for tensors that one side lacks."""
+    Args:
+        headless: Whether the side that lacks them was saved without its head by another class: that one is then kept.
+    """
     buffers = [name for name in found if owner.tensors[name].dtype not in FLOATS or _BUFFERS.search(name)]
     heads = [name for name in found if name not in buffers and _HEADS.search(name) and not in_blocks(name)]
     rest = [name for name in found if name not in buffers and name not in heads]
     findings = []
     if buffers:
         findings.append(note("buffers", f"{names(buffers)}: {what}; {whose} decides.", buffers))
-    if heads:
+    if heads and headless:
+        findings.append(note("heads", f"{names(heads)}: {what}; copied from {whose}.", heads))
+    elif heads:
         findings.append(error("heads", f"{names(heads)}: {what}.", "Merge checkpoints with the same heads.", heads))
     if rest:
         findings.append(error(

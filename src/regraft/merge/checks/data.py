@@ -41,17 +41,23 @@ def data_of(reference: str, rows: int) -> Data:
 
 def findings_of(spec: Spec, opened: Opened) -> list[Finding]:
     """What a preflight says of the data of a merge: what is missing or does not fit, and what will be computed."""
-    kind = kind_of(spec.method)
+    return look_at(spec, opened)[1]
+
+
+def look_at(spec: Spec, opened: Opened) -> tuple[dict[str, str], list[Finding]]:
+    """The task_id of every task that a merge looks at, by reference, and `findings_of` it."""
+    kind, tasks = kind_of(spec.method), dict[str, str]()
     if kind is None:
-        return []
+        return tasks, []
     try:
         references = references_of(spec)
     except MethodError as fault:
-        return [error("option", fault.problem, fault.remedy)]
+        return tasks, [error("option", fault.problem, fault.remedy)]
     findings = []
     for one, reference in zip(opened.inputs, references, strict=True):
         try:
             data = data_of(reference, option_of(spec, "rows"))
+            tasks[reference] = data.task_id
             checkpoint = open_checkpoint(one.reference)
             if kind == "fisher":
                 check_head(checkpoint, data, option_of(spec, "labels"))
@@ -66,7 +72,7 @@ def findings_of(spec: Spec, opened: Opened) -> list[Finding]:
             "layers", f"The layers of {opened.template.reference} cannot be told apart by its tensors' names.",
             "Use regmean.",
         ))  # fmt: skip
-    return findings
+    return tasks, findings
 
 
 def check_head(checkpoint: Checkpoint, data: Data, labels: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
+from glob import escape
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,19 @@ from regraft.merge.checks.findings import Finding, error
 from regraft.merge.inputs import Opened
 from regraft.merge.recipe.spec import DTYPES, RANK, Spec
 from regraft.merge.register import traits_of
+from regraft.merge.select_sampled import ROOM, SHARE
 from regraft.merge.stack import GRAIN
 
-# Of a LoRA, unless the recipe says another.
-# Counts of the lower 16 bits of every input's magnitudes, by which thresholds are found.
+# Counts of the lower 16 bits of every input's magnitudes, by which thresholds are found, and of the upper 15.
 _COUNTS = 8 * 2**16
+# What is known of each tensor of each checkpoint, and of each of its blocks: names, shapes, places, counts.
+_NAMED, _BLOCK = 2048, 256
+# What is there once: file buffers, the journal, the certificate, the card.
+_FIXED = 2**19
 
 
 def memory_of(spec: Spec, opened: Opened, merged: Sequence[str], limit: int, threads: int) -> dict[str, Any]:
-    """Bytes that a merge takes beyond the imports.
+    """Bytes that a merge takes beyond the imports: an upper bound.
 
     Returns:
         `predicted`: the buffers of all threads, the factors of adapters, and what the method works with; `limit`;
@@ -33,22 +39,59 @@ def memory_of(spec: Spec, opened: Opened, merged: Sequence[str], limit: int, thr
     """
     traits, n = traits_of(spec.method), len(opened.inputs)
     shapes = {name: opened.template.tensors[name].shape for name in merged}
-    widest = max((shape[-1] for shape in shapes.values() if shape), default=1)
-    predicted = threads * (2 * n + 2) * max(GRAIN, widest) * 4 + n * _COUNTS * (threads + 2)
+    largest = max(map(prod, shapes.values()), default=0)
+    blocks = -(-sum(map(prod, shapes.values())) // GRAIN) + len(shapes)
+    predicted = threads * _buffers(n, shapes) + _FIXED + _BLOCK * blocks
+    predicted += _NAMED * sum(len(one.tensors) for one in opened.all)
+    if traits.selects:
+        predicted += _selection(n, largest, threads)
     # Factors are kept as long as a tensor's stack is: those of all tensors where the method looks at all of them first.
     for one in opened.all:
         predicted += sum(_factors(one)) if traits.prepare is not None else max(_factors(one), default=0)
     needs = {}
     if traits.working is not None:
-        needs = {name: traits.working(shape, n) for name, shape in shapes.items()}
+        needs = {name: _whole(traits.working(shape, n), shape) for name, shape in shapes.items()}
     if spec.output.format == "lora":
         needs = {name: needs.get(name, 0) + _extraction(shape) for name, shape in shapes.items()}
-        predicted += 4 * (spec.output.rank or RANK) * sum(sum(shape) for shape in shapes.values() if len(shape) == 2)
+        predicted += _kept_factors(spec, opened, shapes)
     tensor, need = None, None
     if needs:
         tensor = max(needs, key=lambda name: (needs[name], name))
         need = needs[tensor]
     return {"predicted": predicted + (need or 0), "limit": limit, "working": need, "tensor": tensor}
+
+
+def threads_that_fit(spec: Spec, opened: Opened, merged: Sequence[str], limit: int, more: int = 0) -> int:
+    """All cores, or as many threads as have room within the limit beside `more` bytes; at least one."""
+    one, two = (int(memory_of(spec, opened, merged, limit, threads)["predicted"]) for threads in (1, 2))
+    return max(1, min(os.cpu_count() or 1, 1 + (limit - more - one) // max(1, two - one)))
+
+
+def _buffers(n: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of one thread: blocks of the base, the output and the inputs, their random bits, and a second set of inputs
+    (spreads and scores between them, and adapted ones), the loops' own lines, and the output as it is written."""
+    widest = max((shape[-1] for shape in shapes.values() if shape), default=1)
+    return 4 * (3 * n + 12) * max(GRAIN, widest)
+
+
+def _selection(n: int, largest: int, threads: int) -> int:
+    """Bytes of the search for the k-th largest magnitude of each input, in a tensor of `largest` elements."""
+    blocks = -(-largest // GRAIN)
+    apart = 4 * n * blocks * (GRAIN // SHARE)
+    sampled = apart + 3 * apart // max(1, n) if apart <= ROOM else 0  # those of one input are put together, and parted
+    return n * _COUNTS * (threads + 2) + 32 * n * blocks * (threads + 2) + sampled
+
+
+def _whole(working: int, shape: tuple[int, ...]) -> int:
+    """Bytes of a method that gives a whole tensor back: what it works with, the result, and what is written of it."""
+    return working + 12 * prod(shape) if working else 0
+
+
+def _kept_factors(spec: Spec, opened: Opened, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of a LoRA's factors, which are all kept until it is written: cut to its rank, or the adapters' side by side."""
+    own = sum(sum(_factors(one)) for one in opened.inputs) if spec.output.rank is None else 0
+    cut = 4 * (spec.output.rank or RANK) * sum(sum(shape) for shape in shapes.values() if len(shape) == 2)
+    return max(cut, 3 * own)
 
 
 def _extraction(shape: tuple[int, ...]) -> int:
@@ -76,20 +119,27 @@ def disk_of(spec: Spec, template: Weights, out: Path | None) -> dict[str, Any]:
     else:
         formats = [(info, wanted if wanted is not None and info.dtype in FLOATS else info.dtype) for info in tensors]
         needed = sum(info.elements * DTYPE_BYTES[dtype] for info, dtype in formats)
-    if out is None:
+    if out is None or _unfit(out):
         return {"needed": needed, "free": None}
     place = out.absolute()
     while not place.exists():
         place = place.parent
     # What an interrupted merge of the same output has written is used again.
-    written = sum(file.stat().st_size for file in out.absolute().parent.glob(f".{out.name}.*.partial/**/*.safetensors"))
+    left = out.absolute().parent.glob(f".{escape(out.name)}.*.partial/**/*.safetensors")
+    written = sum(file.stat().st_size for file in left)
     return {"needed": needed, "free": shutil.disk_usage(place).free + written}
 
 
 def seconds_of(opened: Opened, disk: Mapping[str, Any], threads: int) -> float:
-    """Seconds of reading every input and writing the output once, at the pace of decoding that is measured now."""
-    total = sum(one.bytes for one in opened.all) + int(disk["needed"])
-    return round(total * seconds_per_byte(opened.template) / threads, 3)
+    """Seconds of reading every input and writing the output once, roughly: of one digit, from their bytes and the pace of
+    decoding a small part that is in memory already. What the disk and the method's own work add cannot be known before."""
+    seconds = bytes_of(opened, disk) * seconds_per_byte(opened.template) / threads
+    return float(f"{seconds:.1g}")
+
+
+def bytes_of(opened: Opened, disk: Mapping[str, Any]) -> int:
+    """Bytes that are read and written once."""
+    return sum(one.bytes for one in opened.all) + int(disk["needed"])
 
 
 def check_room(memory: Mapping[str, Any], disk: Mapping[str, Any], out: Path | None) -> list[Finding]:
@@ -113,6 +163,9 @@ def check_out(out: Path | None, opened: Opened) -> list[Finding]:
     """Findings for an output folder that is in use."""
     if out is None:
         return []
+    fault = _unfit(out)
+    if fault:
+        return [error("out", f"The output {out} {fault}.", "Give another folder.", [str(out)], final=True)]
     target = out.absolute().resolve()
     for one in opened.all:
         own = {one.folder.resolve()} | ({one.adapter.folder.resolve()} if one.adapter is not None else set())
@@ -124,6 +177,26 @@ def check_out(out: Path | None, opened: Opened) -> list[Finding]:
     if target.exists() and any(target.iterdir()):
         return [error("out", f"The output {out} is not empty.", "Give a new folder.", [str(out)])]
     return []
+
+
+def _unfit(out: Path) -> str:
+    """Why a folder cannot be made at a place, in words; empty when it can."""
+    place = out.absolute()
+    try:
+        if place.resolve() in (Path.home().resolve(), Path.cwd().resolve()) or out.name in ("", ".."):
+            return "is no folder of its own"
+        if place.is_symlink():
+            return "is a link"
+        while not place.exists():
+            place = place.parent
+        below = place != out.absolute()
+        if below and not place.is_dir():
+            return f"lies below the file {place}"
+        if not os.access(place if below else place.parent, os.W_OK | os.X_OK):
+            return "cannot be written: no permission"
+    except (OSError, RuntimeError, ValueError) as fault:  # too long a name, links in a circle, a zero byte
+        return f"cannot be made ({getattr(fault, 'strerror', None) or fault})"
+    return ""
 
 
 def size(count: int) -> str:

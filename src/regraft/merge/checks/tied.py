@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from regraft.checkpoint.blocks import in_blocks
+from regraft.checkpoint.blocks import in_blocks, is_embedding
 from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.weights import FLOATS, Weights, raw_values
 from regraft.merge.checks.findings import Finding, error, note
 from regraft.randomness import integers
 
-_EMBEDDINGS = re.compile(r"embed|wte|^shared\.")
 _GENERATES = re.compile("LMHead|ForCausalLM|ForMaskedLM|ForPreTraining|ForConditionalGeneration")
 _SAMPLE = 4096
 
@@ -88,7 +87,7 @@ def _twin(owner: Weights, name: str) -> tuple[str | None, bool]:
     for one in like:
         if _same_values(info, owner.tensors[one]):
             return one, True
-    embeddings = [one for one in like if len(info.shape) == 2 and _EMBEDDINGS.search(one)]
+    embeddings = [one for one in like if len(info.shape) == 2 and is_embedding(one)]
     return (embeddings[0] if embeddings else None), False
 
 

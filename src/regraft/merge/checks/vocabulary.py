@@ -6,6 +6,7 @@ merge. How text is cleaned before and wrapped after, and which tokens are specia
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,15 @@ from typing import Any
 
 from regraft.checkpoint.files import TOKENIZER_LIMIT, optional_json_object, read_bytes, read_json_object
 from regraft.checkpoint.safety import TOKENIZER_FILES
+from regraft.merge.align import Aligned
+from regraft.merge.certificate.small_files import TOKENIZER, tokenizer_folder
+from regraft.merge.checks.findings import Finding, error, note
+from regraft.merge.inputs import Opened
+from regraft.merge.recipe.spec import Spec
 
 _FILES = (*(name for name in TOKENIZER_FILES if name != "tokenizer.json"), "merges.txt")
+# Bytes of memory for a byte of tokenizer.json: dictionaries of short texts, twice.
+_PARSED = 14
 _SETTINGS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _MODEL_SETTINGS = (
     "unk_token",
@@ -38,6 +46,39 @@ class Differences:
 
     tokens: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+
+
+def tokenizer_findings(spec: Spec, opened: Opened, aligned: Aligned) -> list[Finding]:
+    """Every tokenizer against the one that is written."""
+    chosen, findings = tokenizer_folder(opened.template, spec.output), []
+    if spec.output.tokenizer not in (None, "base") and not any((chosen / name).is_file() for name in TOKENIZER):
+        problem = f"The tokenizer {spec.output.tokenizer} has none of a tokenizer's files."
+        return [error("option", problem, "Name a checkpoint with a tokenizer, or leave tokenizer out.", [str(chosen)])]
+    refused = any(found.code == "vocabulary" for found in aligned.findings)  # which says the same, and weighs more
+    for one in opened.all:
+        if one.encoder_folder.resolve() == chosen.resolve():
+            continue
+        found = differences(chosen, one.encoder_folder)
+        if found.tokens:
+            make = note if refused else error
+            problem = f"{one.reference} has another tokenizer than {chosen}: {'; '.join(found.tokens)}."
+            findings.append(make("tokenizer", problem, where=[str(one.encoder_folder)]))
+        if found.settings:
+            findings.append(note(
+                "tokenizer-settings", f"{one.reference} sets its tokenizer otherwise than {chosen}, whose settings are kept: "
+                f"{'; '.join(found.settings)}.", [str(one.encoder_folder)],
+            ))  # fmt: skip
+    return findings
+
+
+def comparing_bytes(spec: Spec, opened: Opened) -> int:
+    """Memory that comparing the tokenizers takes: two that differ are read whole."""
+    chosen = tokenizer_folder(opened.template, spec.output) / "tokenizer.json"
+    others = [one.encoder_folder / "tokenizer.json" for one in opened.all]
+    if not chosen.exists():
+        return 0
+    sizes = [path.stat().st_size for path in others if path.exists() and not _same_bytes(chosen, path)]
+    return _PARSED * (chosen.stat().st_size + max(sizes)) if sizes else 0
 
 
 def differences(template: Path, other: Path) -> Differences:
@@ -68,7 +109,7 @@ def differences(template: Path, other: Path) -> Differences:
 
 
 def _same_bytes(first: Path, second: Path) -> bool:
-    return read_bytes(first, TOKENIZER_LIMIT) == read_bytes(second, TOKENIZER_LIMIT)
+    return filecmp.cmp(first, second, shallow=False)
 
 
 def _file(template: Path, other: Path, name: str) -> str:

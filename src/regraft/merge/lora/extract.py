@@ -19,24 +19,17 @@ from typing import Any
 import numpy as np
 
 from regraft.checkpoint.adapter import CONFIG, WEIGHTS
-from regraft.checkpoint.blocks import in_blocks
+from regraft.checkpoint.blocks import in_blocks, is_embedding
 from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.lora import Factors, inputs_first, read_array
 from regraft.checkpoint.lora_parts import PREFIX
 from regraft.errors import CheckpointError, MethodError, NonFiniteError
+from regraft.merge.lora.fit import cannot_hold
+from regraft.merge.lora.stored import decoded, encoded, write_factors
 from regraft.merge.low_rank import HALF_UNIT, energy, leading
 from regraft.merge.methods.lora_cat import concatenated
 from regraft.merge.recipe.spec import DTYPES
 
-# Names of the last module of an embedding: peft keeps its factors under other names than those of a linear layer.
-_EMBEDDING = re.compile(
-    r"wte|wpe|shared|embed_in|embed_tokens\w*|embed_positions|tokens_embed|positions_embed|relative_attention_bias"
-    r"|(?:\w+_)?embeddings?"
-)
-_HEADED = re.compile(r"CausalLM|LMHead|MaskedLM|PreTraining|ConditionalGeneration|WithLM")
-_HEADS = re.compile(
-    r"(?:^|\.)(?:lm_head|decoder|embed_out|vocab_projector|generator_lm_head|output_projection)\.weight$"
-)
 _BLOCK = 1024  # rows that are compared at a time
 
 
@@ -209,7 +202,7 @@ class LoraWriter:
                 tensors[f"{module}.lora_embedding_A"], tensors[f"{module}.lora_embedding_B"] = down, up
             else:
                 tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = down, up
-        _write(folder / WEIGHTS, tensors, DTYPES[self.dtype])
+        write_factors(folder / WEIGHTS, tensors, DTYPES[self.dtype])
         (folder / CONFIG).write_text(json.dumps(self._config(), indent=2, sort_keys=True) + "\n")
         return found
 
@@ -219,8 +212,8 @@ class LoraWriter:
 
     def _keep(self, name: str, down: np.ndarray, up: np.ndarray, rows: Callable[[int, int], np.ndarray]) -> None:
         """Store factors of a change, whose rows are given a block at a time."""
-        stored = _stored(down, self.dtype), _stored(up, self.dtype)
-        first, second = _read(stored[0], self.dtype), _read(stored[1], self.dtype)
+        stored = encoded(down, self.dtype), encoded(up, self.dtype)
+        first, second = decoded(stored[0], self.dtype), decoded(stored[1], self.dtype)
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             raise NonFiniteError(f"The factors of {name!r} overflow {self.dtype}.", "Store them in float32.")
         norm = missing = 0.0
@@ -253,68 +246,3 @@ class LoraWriter:
             "inference_mode": True,
             "modules_to_save": None,
         }
-
-
-def cannot_hold(base: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, str]:
-    """The base's tensors that no LoRA in stock peft can change, and why; known from headers alone."""
-    found = {}
-    shared = _shared_embeddings(base, config)
-    for name, info in base.items():
-        if len(info.shape) != 2:
-            found[name] = "no matrix"
-        elif not name.endswith(".weight"):
-            found[name] = "no weight of a module"
-        elif name in shared:
-            found[name] = "shared with the head, which peft would change or leave apart from it"
-        elif 0 in info.shape:
-            found[name] = "empty"
-    return found
-
-
-def is_embedding(name: str) -> bool:
-    """Whether a tensor is the table of an embedding, by its name; a header does not tell."""
-    module = name.removesuffix(".weight").rpartition(".")[2]
-    return name.endswith(".weight") and _EMBEDDING.fullmatch(module) is not None
-
-
-def _shared_embeddings(base: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> set[str]:
-    """Embeddings of tokens that are used a second time: as a tied head, or by encoder and decoder."""
-    architectures = " ".join(map(str, config.get("architectures") or ()))
-    headed = not architectures or _HEADED.search(architectures) is not None
-    tied = headed and config.get("tie_word_embeddings", True) and not any(_HEADS.search(name) for name in base)
-    if not tied and not config.get("is_encoder_decoder"):
-        return set()
-    tokens = config.get("vocab_size")
-    return {name for name, info in base.items() if is_embedding(name) and info.shape[:1] == (tokens,)}
-
-
-def _write(path: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
-    """A safetensors file of arrays in their stored form."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, values in sorted(tensors.items()):
-        end = position + values.nbytes
-        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [position, end]}
-        position = end
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for _, values in sorted(tensors.items()):
-            file.write(np.ascontiguousarray(values).data)
-
-
-def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    """As the file holds them; bfloat16 as its bits, rounded to nearest, ties to even."""
-    if dtype != "bfloat16":
-        with np.errstate(over="ignore"):
-            return values.astype(dtype)
-    bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)
-
-
-def _read(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """float64 of what the file holds."""
-    if dtype == "bfloat16":
-        stored = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return stored.astype(np.float64)

@@ -20,6 +20,7 @@ from regraft.methods import Source
     traits=Traits(
         base="required",
         per_input=("beta", "gamma"),
+        selects=True,
         options={"beta": Range(0.0, 1.0), "gamma": Range(0.0, 1.0), "scale": Range(-100.0, 100.0)},
     ),
     invariances=("zero weight", "permutation", "base"),

@@ -71,6 +71,8 @@ def prepare(
         per_input=("density",),
         working=working,
         prepare=prepare,
+        whole={"trim": "global", "rule": "ties"},
+        selects=True,
         options={"density": Range(0.0, 1.0), "scale": Range(-100.0, 100.0)},
         choices={
             "rule": ("ties", "task_arithmetic"), "trim": ("tensor", "global"), "elect": ("mass", "weighted"),

@@ -7,7 +7,6 @@ that A was made of, and at a fraction of the cost and memory of a singular value
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,17 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.checkpoint.blocks import is_embedding
 from regraft.merge.stack import Stack
 
 Floats = NDArray[np.float64]
 
 # Singular values below this part of the largest are the rounding of float32, not directions.
 RANK = 2.0**-20
-
-# How the modules are called whose weight is a table of rows to look up, not a linear map.
-_TABLES = re.compile(
-    r"(^|\.)(wte|wpe|shared|embed_(in|tokens|positions)|relative_attention_bias|\w*embeddings?)\.weight$"
-)
 
 
 class Factors(NamedTuple):
@@ -41,7 +36,7 @@ class Factors(NamedTuple):
 
 def is_matrix(stack: Stack, embeddings: str) -> bool:
     """Whether a tensor is treated as a matrix: it has two axes, and is no embedding unless those are a "matrix" too."""
-    return len(stack.shape) == 2 and (embeddings == "matrix" or not _TABLES.search(stack.name))
+    return len(stack.shape) == 2 and (embeddings == "matrix" or not is_embedding(stack.name))
 
 
 def active(stack: Stack) -> Stack:

@@ -54,6 +54,7 @@ def prepare(
     traits=Traits(
         working=working(full=64, square=12),
         prepare=prepare,
+        whole={"distance": "model"},
         options={"alpha": Range(0.0, 1.0)},
         choices={"distance": ("model", "tensor"), "embeddings": ("matrix", "vector")},
     ),

@@ -47,6 +47,8 @@ def prepare(stacks: list[Stack], *, density: float = 0.1, scope: str = "global",
     traits=Traits(
         base="required",
         prepare=prepare,
+        whole={"scope": "global"},
+        selects=True,
         options={"density": Range(0.0, 1.0, low_open=True), "scale": Range(-100.0, 100.0)},
         choices={"scope": ("global", "tensor")},
     ),

@@ -26,7 +26,7 @@ _OPTIONS = {"scale": Range(-100.0, 100.0), "layers": Range(0.0, 1e4), "bits": Ra
     "rws",
     source=_SOURCE,
     claim=_CLAIM,
-    traits=Traits(base="required", inputs=(2, None), wants=("num_layers",), options=_OPTIONS),
+    traits=Traits(base="required", inputs=(2, None), wants=("num_layers",), kin=False, options=_OPTIONS),
     invariances=("base",),
 )
 def rws(
@@ -50,7 +50,7 @@ def rws(
     "rws_projected",
     source=_SOURCE,
     claim=_CLAIM,
-    traits=Traits(base="required", inputs=(3, None), wants=("num_layers",), options=_OPTIONS),
+    traits=Traits(base="required", inputs=(3, None), wants=("num_layers",), kin=False, options=_OPTIONS),
     invariances=("base",),
 )
 def rws_projected(

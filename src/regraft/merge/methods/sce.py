@@ -20,6 +20,7 @@ from regraft.methods import Source
     traits=Traits(
         base="required",
         inputs=(2, None),
+        selects=True,
         options={"weight": Range(1.0, 1.0), "density": Range(0.0, 1.0), "scale": Range(-100.0, 100.0)},
     ),
     invariances=("permutation", "base"),

@@ -7,6 +7,7 @@ import numpy as np
 from regraft.merge.kernels import STRIP, kernel
 from regraft.merge.register import Range, Traits, merge_method
 from regraft.merge.stack import Stack
+from regraft.merge.stored import decoded, fits, store
 from regraft.methods import Source
 
 
@@ -27,7 +28,12 @@ def task_arithmetic(stack: Stack, *, scale: float = 1.0, normalize: bool = False
     weights = stack.weights * scale
     if normalize and stack.weights.sum() != 0.0:
         weights = weights / stack.weights.sum()
-    return stack.map(add_deltas, weights)
+    factors = tuple(map(float, weights))
+
+    def stored(out: np.ndarray, base: np.ndarray | None, inputs: tuple[np.ndarray, ...], _start: int) -> bool:
+        return base is not None and bool(add_deltas_stored(out, base, inputs, factors))
+
+    return stack.map(add_deltas, weights, stored=stored)
 
 
 @kernel
@@ -45,3 +51,18 @@ def add_deltas(out: np.ndarray, base: np.ndarray, inputs: np.ndarray, start: int
         target = out[first : first + size]
         for at in range(size):
             target[at] = np.float32(np.float64(origin[at]) + total[at])
+
+
+@kernel
+def add_deltas_stored(
+    out: np.ndarray, base: np.ndarray, inputs: tuple[np.ndarray, ...], weights: tuple[float, ...]
+) -> bool:
+    """`add_deltas` from stored bits to stored bits."""
+    largest = np.uint32(0)
+    for at in range(out.size):
+        origin = np.float64(decoded(base[at]))
+        total = 0.0
+        for number in range(len(inputs)):
+            total += weights[number] * (np.float64(decoded(inputs[number][at])) - origin)
+        largest = max(largest, store(out, at, np.float32(origin + total)))
+    return bool(fits(out, largest))

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from regraft.merge.kernels import kernel
+from regraft.merge.kept import pieces
+from regraft.merge.kernels import bits_of, kernel
 from regraft.merge.register import Range, Traits, merge_method
 from regraft.merge.select import Kept, keep_share, largest
 from regraft.merge.stack import Stack
+from regraft.merge.stored import decoded, fits, store
 from regraft.methods import Source
 
 DENSITY = 0.2
+# So many inputs the compiler still keeps in registers; more go through blocks of float32.
+AT_ONCE = 6
 DIVISORS = ("count", "weight", "none")
 
 
@@ -39,6 +43,8 @@ def prepare(
         base="required",
         per_input=("density",),
         prepare=prepare,
+        whole={"trim": "global"},
+        selects=True,
         options={"density": Range(0.0, 1.0), "scale": Range(-100.0, 100.0)},
         choices={"trim": ("tensor", "global"), "elect": ("mass", "weighted"), "divide": ("count", "weight", "none")},
     ),
@@ -71,9 +77,23 @@ def ties(
     """
     densities = np.broadcast_to(np.asarray(density, np.float64), (stack.n,))
     kept = prepared[stack.name] if prepared else largest(stack, keep_share(stack.size, densities))[0]
+    weighted, divisor, one = elect == "weighted", DIVISORS.index(divide), np.float32(1)
+    weights = tuple(map(np.float32, stack.weights))
+    votes = tuple(weight if weighted or weight == 0 else one for weight in weights)
+    units = tuple((one, weight, np.float32(0))[divisor] for weight in weights)
+
+    def stored(out: np.ndarray, base: np.ndarray | None, inputs: tuple[np.ndarray, ...], start: int) -> bool:
+        assert base is not None  # required
+        fine = True
+        for first, stop, least in pieces(kept, start, start + out.size):
+            part = slice(first - start, stop - start)
+            mine = tuple(one[part] for one in inputs)
+            fine &= merge_agreeing_stored(out[part], base[part], mine, least, votes, weights, units, np.float32(scale))
+        return fine
+
     return stack.map(
-        merge_agreeing, stack.weights, kept.bits, kept.last, elect == "weighted", DIVISORS.index(divide), float(scale),
-        deltas=True,
+        merge_agreeing, stack.weights, kept.bits, kept.last, weighted, divisor, float(scale), deltas=True,
+        stored=stored if stack.n <= AT_ONCE else None,
     )  # fmt: skip
 
 
@@ -93,6 +113,39 @@ def merge_agreeing(
     """Trim, elect and average: one simple loop after another, each of which the compiler turns into vector code."""
     trim(deltas, start, threshold, last)
     average_agreeing(out, base, deltas, weights, weighted, divisor, scale)
+
+
+@kernel
+def merge_agreeing_stored(
+    out: np.ndarray,
+    base: np.ndarray,
+    inputs: tuple[np.ndarray, ...],
+    least: tuple[np.uint32, ...],
+    votes: tuple[np.float32, ...],
+    weights: tuple[np.float32, ...],
+    units: tuple[np.float32, ...],
+    scale: np.float32,
+) -> bool:
+    """`merge_agreeing` from stored bits to stored bits: what each input elects with, adds and counts for is given."""
+    zero, largest, worst = np.float32(0), np.uint32(0), np.uint32(0)
+    for at in range(out.size):
+        origin = decoded(base[at])
+        mass = total = share = zero
+        for number in range(len(inputs)):
+            change = decoded(inputs[number][at]) - origin
+            magnitude = bits_of(change) & np.uint32(0x7FFFFFFF)
+            worst = max(worst, magnitude)
+            mass += votes[number] * (change if magnitude >= least[number] else zero)
+        for number in range(len(inputs)):
+            change = decoded(inputs[number][at]) - origin
+            kept = change if (bits_of(change) & np.uint32(0x7FFFFFFF)) >= least[number] else zero
+            side = votes[number] * kept
+            agrees = ((side > zero) & (mass >= zero)) | ((side < zero) & (mass < zero))
+            total += weights[number] * kept if agrees else zero
+            share += units[number] if agrees else zero
+        mean = total / share if share != zero else total
+        largest = max(largest, store(out, at, origin + scale * mean))
+    return bool(fits(out, largest) and worst < np.uint32(0x7F800000))
 
 
 @kernel

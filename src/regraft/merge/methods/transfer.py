@@ -13,7 +13,9 @@ from regraft.methods import Source
     "transfer",
     source=Source("Lin et al.", 2025, "2503.20110", "Efficient model development through fine-tuning transfer"),
     claim="a fine-tune's changes, added to a newer base, often make it as good as fine-tuning that base again",
-    traits=Traits(base="required", inputs=(2, 2), options={"scale": Range(-100.0, 100.0), "weight": Range(1.0, 1.0)}),
+    traits=Traits(
+        base="required", inputs=(2, 2), kin=False, options={"scale": Range(-100.0, 100.0), "weight": Range(1.0, 1.0)}
+    ),
     invariances=("base",),
 )
 def transfer(stack: Stack, *, scale: float = 1.0) -> np.ndarray | None:

@@ -69,8 +69,9 @@ def _read(lines: Lines, content: Mapping[Any, Any]) -> Spec:
     with lines.placed(content, "merge" if base is None else "base"):
         check_base(method, base)
     given = lines.mapping(content, "options", "options")
-    options = {}
+    options, places = {}, {}
     for key in given:
+        places[str(key)] = lines.at(given, key)
         with lines.placed(given, key):
             option = option_of(method, key)
         options[str(key)] = _value(lines, given, key, option)
@@ -82,7 +83,7 @@ def _read(lines: Lines, content: Mapping[Any, Any]) -> Spec:
                 raise lines.refuse(content, key, f"{key} is {rest[key]!r}, expected {kind}.", "Correct it.")
     output = _output(lines, content, base)
     with lines.placed(content, "merge"):
-        return Spec(method, base, inputs, options, output, **rest)
+        return Spec(method, base, inputs, options, output, places=places, **rest)
 
 
 def _input(lines: Lines, items: Any, number: int, method: str) -> Input:
@@ -94,14 +95,15 @@ def _input(lines: Lines, items: Any, number: int, method: str) -> Input:
     if item.get("checkpoint") is None:
         hint = next((hint for key in item if (hint := near(key, ["checkpoint"]))), "Add checkpoint: ./a.")
         raise RecipeError(f"{where}: an input lacks checkpoint.", hint)
-    options = {}
+    options, places = {}, {}
     for key in item:
         if key == "checkpoint":
             continue
+        places[str(key)] = lines.at(item, key)
         with lines.placed(item, key):
             option = _own_option(method, key)
         options[str(key)] = _value(lines, item, key, option)
-    return Input(_reference(lines, item, "checkpoint"), options, where)
+    return Input(_reference(lines, item, "checkpoint"), options, where, places)
 
 
 def _own_option(method: str, key: Any) -> Option:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -42,11 +42,13 @@ class Input:
         reference: What `regraft.checkpoint` opens; `base+adapter` for a LoRA.
         options: Its own settings: weight, and what the method lets differ by input.
         where: Where it was written, for errors: "merge.yaml, line 4".
+        places: Where each option was.
     """
 
     reference: str
     options: Mapping[str, Setting] = field(default_factory=dict)
     where: str = field(default="", compare=False)
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Spec:
         seed: Of methods that draw random numbers.
         layers: How many layers every checkpoint must have; None: as many as they have.
         notes: What the reader of the recipe must tell its user.
+        places: Where each option was written, for errors: "merge.yaml, line 9".
 
     Raises:
         MethodError: An unknown method or option, a value out of its range, too few or too many inputs, a base too much or too
@@ -109,6 +112,7 @@ class Spec:
     seed: int = 0
     layers: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         known = options_of(self.method)
@@ -118,6 +122,8 @@ class Spec:
         object.__setattr__(self, "inputs", tuple(self._checked(one, shared) for one in self.inputs))
         check_count(self.method, len(self.inputs))
         check_base(self.method, self.base)
+        if self.base is not None:
+            _check_reference(self.base)
         for name, option in known.items():
             missing = name not in self.options and not all(name in one.options for one in self.inputs)
             if option.required and missing:
@@ -133,12 +139,9 @@ class Spec:
                 )
 
     def _checked(self, one: Input, shared: Mapping[str, Setting]) -> Input:
-        if not isinstance(one.reference, str) or not one.reference.strip():
-            raise MethodError(
-                f"{said(one.reference)} is no reference to a checkpoint.", "Give a folder or hf:org/name."
-            )
+        _check_reference(one.reference)
         own = {key: input_option(self.method, key).check(value) for key, value in one.options.items()}
-        return Input(one.reference, {**shared, **own}, one.where)
+        return Input(one.reference, {**shared, **own}, one.where, one.places)
 
     def options_at(
         self, tensor: str, block: int | None, num_layers: int, where: Literal["before", "after"]
@@ -207,6 +210,10 @@ def spec_of(
     Raises:
         MethodError: See `Spec`; a list with another number of settings than there are inputs.
     """
+    if isinstance(inputs, str | os.PathLike):
+        raise MethodError(
+            f"inputs is {said(os.fspath(inputs))}, expected a list of checkpoints.", "Write [...] around it."
+        )
     shared, own = dict[str, Any](), [dict[str, Any]() for _ in inputs]
     for name, value in options.items():
         if option_of(method, name).per_input and _one_each(value):
@@ -219,11 +226,17 @@ def spec_of(
         else:
             shared[name] = value
     found = [
-        Input(one.reference, {**one.options, **settings}, one.where) if isinstance(one, Input)
-        else Input(os.fspath(one), settings)
+        replace(one, options={**one.options, **settings}) if isinstance(one, Input)
+        else Input(_text(one), settings)
         for one, settings in zip(inputs, own, strict=True)
     ]  # fmt: skip
-    return Spec(method, None if base is None else os.fspath(base), tuple(found), shared, output or Output(), seed)
+    return Spec(method, None if base is None else _text(base), tuple(found), shared, output or Output(), seed)
+
+
+def _text(reference: Any) -> str:
+    """A reference as text; what is none is left for `Spec` to refuse."""
+    found: str = os.fspath(reference) if isinstance(reference, os.PathLike) else reference
+    return found
 
 
 def input_option(method: str, name: str) -> Option:
@@ -261,6 +274,11 @@ def check_base(method: str, base: str | None) -> None:
         raise MethodError(f"{method} needs a base.", "Name the checkpoint that the inputs were fine-tuned from.")
     if needed == "none" and base is not None:
         raise MethodError(f"{method} uses no base.", "Leave base out, or put it among the inputs.")
+
+
+def _check_reference(reference: Any) -> None:
+    if not isinstance(reference, str) or not reference.strip():
+        raise MethodError(f"{said(reference)} is no reference to a checkpoint.", "Give a folder or hf:org/name.")
 
 
 def _one_each(value: Any) -> bool:

@@ -14,7 +14,6 @@ apart (Yadav et al. 2024, arXiv 2410.03617).
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +25,16 @@ from regraft.checkpoint.files import optional_json_object
 from regraft.errors import MethodError, RunError
 from regraft.merge.align import align
 from regraft.merge.certificate.record import ABOUT
+from regraft.merge.checks.data import memory_of as statistics_memory
 from regraft.merge.checks.preflight import preflight_of
-from regraft.merge.checks.room import memory_of, size
+from regraft.merge.checks.room import memory_of, size, threads_that_fit
 from regraft.merge.inputs import open_inputs
 from regraft.merge.recipe.spec import Spec
 from regraft.merge.run import MAX_MEMORY, merge
 from regraft.merge.search.folder import SearchRun
+from regraft.merge.search.measured import Held
 from regraft.merge.search.models import Bench, open_bench
-from regraft.merge.search.session import Held, Session
+from regraft.merge.search.session import Session
 from regraft.merge.search.space import SPACES, average_of, made, not_in_space
 from regraft.merge.search.table import choose, facts, table_row, tested, verdict
 from regraft.progress import SILENT, Progress
@@ -218,12 +219,14 @@ def _look_before(
     for spec in (recipe, average_of(recipe)):
         ordered, opened = open_inputs(spec)
         preflight_of(ordered, opened, out=target, max_memory=max_memory, workers=workers, allow=allow).refuse()
-    found, threads = not_in_space(recipe, methods), workers or os.cpu_count() or 1
+    found = not_in_space(recipe, methods)
     for name in SPACES:
         if name in found or (methods is not None and name not in methods):
             continue
         ordered, opened = open_inputs(made(recipe, name, {}))
-        needed = memory_of(ordered, opened, align(opened).merged, max_memory, threads)["predicted"]
+        merged, more = align(opened).merged, statistics_memory(ordered, opened)
+        threads = workers or threads_that_fit(ordered, opened, merged, max_memory, more)
+        needed = more + memory_of(ordered, opened, merged, max_memory, threads)["predicted"]
         if needed > max_memory:
             found[name] = f"it needs {size(needed)} of memory, the limit is {size(max_memory)}"
     return found

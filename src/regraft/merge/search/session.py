@@ -14,24 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from regraft import faults
 from regraft.budget import Budget, Deadline
-from regraft.checkpoint.classifier import model_calls, softmax
 from regraft.errors import BudgetError, CheckpointError, RegraftError
-from regraft.evaluate import metrics
 from regraft.ledger import Ledger
+from regraft.merge.options import options_of
 from regraft.merge.recipe.spec import Spec
+from regraft.merge.search.measured import Held, Measured, evaluated, normalised
 from regraft.merge.search.models import Bench, Tick, merged_values
 from regraft.merge.search.space import SPACES, Candidate, Proposer, average_of, baselines, built, described
 from regraft.progress import Progress
 from regraft.task import Task
-from regraft.task.rows import spread_rows
-from regraft.train.logistic import Fitted, fit_logistic
+from regraft.train.logistic import Fitted
 
-# Training rows of a held-out task that a probe is fitted on: enough to tell encoders apart.
-PROBE_ROWS = 2000
 # Predictions of what is left to do are made with this much to spare, and this many seconds for the files around a merge.
 SPARE, FILES_S = 1.3, 1.0
 # Writing the answer: the merge, and the certificate that makes a part of it again.
@@ -42,48 +37,6 @@ REPEATS = 25
 
 class OutOfTimeError(Exception):
     """The time for trying is over; what is being measured is abandoned."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """A held-out task: what probes are fitted on and read from."""
-
-    task: Task
-    texts: list[str]
-    labels: np.ndarray
-
-    @classmethod
-    def of(cls, task: Task) -> Held:
-        """The task with the training rows that probes see."""
-        rows = spread_rows(task.train.labels, PROBE_ROWS)
-        return cls(task, [task.train.texts[row] for row in rows], task.train.labels[rows])
-
-    def fit(self, features: np.ndarray, seed: int) -> Fitted:
-        """A linear probe on features of `texts`."""
-        return fit_logistic(features, self.labels, len(self.task.label_names), seed=seed)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A candidate with what the ledger has of it.
-
-    Args:
-        found: `status`, `reason`, `scores` [tasks], `predictions` [tasks][rows], `held_out` [held-out tasks] with `probe` and
-            `base_probe`, `seconds` with `merge` and `evaluate`.
-    """
-
-    candidate: Candidate
-    found: dict[str, Any]
-
-    @property
-    def usable(self) -> bool:
-        """Whether it has scores."""
-        return bool(self.found["status"] == "measured")
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether the time was over before it was measured."""
-        return bool(self.found["status"] == "abandoned")
 
 
 @dataclass
@@ -231,7 +184,7 @@ class Session:
         return known or (not self.chosen and self._affords(candidate))
 
     def _affords(self, candidate: Candidate) -> bool:
-        same = [one.found["seconds"]["merge"] for one in self.usable if _method(one) == candidate.spec.method]
+        same = [one.found["seconds"]["merge"] for one in self.usable if _alike(one, candidate)]
         merge_s = max(same, default=0.0)
         return self.deadline.allows(SPARE * (merge_s + self._evaluate_s()), self.end_s(merge_s))
 
@@ -317,31 +270,11 @@ class Session:
         return self._base_probes
 
     def evaluated(self, split: str, probes: list[Fitted] | None, timed: Tick | None = None) -> dict[str, Any]:
-        """What the merge that is loaded reaches on a split: `scores`, `predictions`, `held_out`, and the `probabilities`."""
-        found: dict[str, Any] = {"scores": [], "predictions": [], "held_out": [], "probabilities": []}
-        with model_calls("The merge"):
-            for number, task in enumerate(self.tasks):
-                rows = task.splits()[split]
-                seen = self.bench.probabilities(number, task, rows.texts, timed)
-                found["probabilities"].append(seen)
-                found["predictions"].append(seen.argmax(axis=1).tolist())
-                found["scores"].append(metrics(rows.labels, seen)[task.metric])
-            for number, one in enumerate(self.held_out):
-                rows = one.task.splits()[split]
-                features = self.bench.features(rows.texts, timed)
-                probe = one.fit(self.bench.features(one.texts, timed), self.seed)
-                of = {"probe": probe} | ({} if probes is None else {"base_probe": probes[number]})
-                found["held_out"].append({
-                    name: metrics(rows.labels, softmax(fitted.logits(features)))[one.task.metric]
-                    for name, fitted in of.items()
-                })  # fmt: skip
-        return found
+        """See `regraft.merge.search.measured.evaluated`."""
+        return evaluated(self.bench, self.tasks, self.held_out, split, probes, self.seed, timed)
 
 
-def normalised(scores: Sequence[float], own: Sequence[float]) -> float:
-    """The mean of score / own score."""
-    return float(np.mean([score / mine for score, mine in zip(scores, own, strict=True)]))
-
-
-def _method(one: Measured) -> str:
-    return one.candidate.spec.method
+def _alike(one: Measured, candidate: Candidate) -> bool:
+    """Whether what merging took says what it will take: the same method, or another that looks at examples, too."""
+    known, asked = one.candidate.spec.method, candidate.spec.method
+    return known == asked or ("data" in options_of(known) and "data" in options_of(asked))

@@ -4,7 +4,8 @@
     look     each method of `SPACES` at its first values                 proposal   TPE over methods and their coefficients
 
 Methods whose inputs have roles (`layer_swap`, `transfer`, `rws`) and those that are another one for whole checkpoints
-(`lora_cat`, `lora_svd`, `knots`) are not in the space; a recipe that names one has it measured.
+(`lora_cat`, `lora_svd`, `knots`) are not in the space; a recipe that names one has it measured. Methods that look at examples
+are tried where the recipe names the inputs' data.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ SPACES: Mapping[str, Mapping[str, Coefficient]] = MappingProxyType({
     "tsv_m": {"scale": _scale()},
     "opcm": {"alpha": Coefficient(0.1, 0.9, 0.5)},
     "wudi": {"scale": _scale()},
+    "fisher": {},
+    "regmean": {"alpha": Coefficient(0.1, 1.0, 0.9)},
+    "regmean_plus": {"alpha": Coefficient(0.1, 1.0, 0.9)},
 })  # fmt: skip
 
 
@@ -95,9 +99,20 @@ def made(
     output = recipe.output
     if output.tokenizer == "base" and base is None:
         output = replace(output, tokenizer=recipe.base)
-    own = [{}] * len(references) if weights is None else [{WEIGHT: weight} for weight in weights]
-    merged = tuple(Input(one, given) for one, given in zip(references, own, strict=True))
-    return Spec(method, base, merged, dict(options), output, recipe.seed, recipe.layers)
+    own: list[dict[str, Any]] = [{}] * len(references) if weights is None else [{WEIGHT: one} for one in weights]
+    tasks = data_of(recipe) if "data" in options_of(method) else {}
+    merged = tuple(
+        Input(one, given | ({"data": tasks[one]} if one in tasks else {}))
+        for one, given in zip(references, own, strict=True)
+    )
+    shared = {"rows": recipe.options["rows"]} if tasks and "rows" in recipe.options else {}
+    return Spec(method, base, merged, shared | dict(options), output, recipe.seed, recipe.layers)
+
+
+def data_of(recipe: Spec) -> dict[str, Any]:
+    """The task that the recipe names beside each input, for methods that look at examples; by reference."""
+    found = {one.reference: one.options.get("data", recipe.options.get("data")) for one in recipe.inputs}
+    return {reference: task for reference, task in found.items() if task is not None}
 
 
 def average_of(recipe: Spec, inputs: Sequence[str] | None = None) -> Spec:
@@ -151,6 +166,8 @@ def not_in_space(recipe: Spec, methods: Collection[str] | None) -> dict[str, str
         except RegraftError as fault:
             found[name] = fault.problem
             continue
+        if "data" in options_of(name) and len(data_of(recipe)) < len(recipe.inputs):
+            found[name] = "it needs examples of each input's task, and the recipe names none (data)"
         if traits_of(name).base == "required" and recipe.base is None:
             found[name] = "it needs a base, and the recipe has none"
     return found

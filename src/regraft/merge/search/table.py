@@ -10,8 +10,9 @@ import numpy as np
 
 from regraft.evaluate import metrics, score
 from regraft.merge.search.compare import Difference, Seen, differences
+from regraft.merge.search.measured import Measured, normalised
 from regraft.merge.search.models import merged_values, stored_values
-from regraft.merge.search.session import Measured, Session, normalised
+from regraft.merge.search.session import Session
 from regraft.merge.search.space import AVERAGE
 from regraft.task import Task
 

@@ -70,6 +70,15 @@ class Kept:
         arrays = {name: found[file, key] for name, (file, key) in index["arrays"].items()}
         return cls(arrays, index["squares"], frozenset(index["transposed"]))
 
+    def under(self, names: Mapping[str, str]) -> Kept:
+        """The same under other names: each of `names`, and what it is called here."""
+        known = {new: old for new, old in names.items() if old in self.arrays}
+        return Kept(
+            {new: self.arrays[old] for new, old in known.items()},
+            {new: self.squares[old] for new, old in known.items()},
+            frozenset(new for new, old in known.items() if old in self.transposed),
+        )
+
 
 @dataclass
 class Parts:

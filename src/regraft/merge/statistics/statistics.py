@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from regraft.checkpoint import open_checkpoint
+from regraft.checkpoint.weights import Weights
 from regraft.merge.checks.data import check_head, data_of, kind_of, option_of, references_of
 from regraft.merge.inputs import Opened
 from regraft.merge.recipe.spec import Spec
@@ -85,14 +86,15 @@ def collect(
     given = [data_of(reference, option_of(spec, "rows")) for reference in references_of(spec)]
     if kind_of(spec.method) == "merged grams":
         return _merged_grams(spec, opened, names, given, stack_of, merge, store)
-    kept = [_of_input(spec, one.reference, data, store) for one, data in zip(opened.inputs, given, strict=True)]
+    kept = [_of_input(spec, one, data, store) for one, data in zip(opened.inputs, given, strict=True)]
     return Collected.of_inputs(kept, names)
 
 
-def _of_input(spec: Spec, reference: str, data: Data, store: Store) -> Kept:
+def _of_input(spec: Spec, one: Weights, data: Data, store: Store) -> Kept:
+    """The statistics of an input under the names by which the merge knows its tensors."""
     from regraft.merge.statistics import passes as statistics_torch
 
-    kind, checkpoint = str(kind_of(spec.method)), open_checkpoint(reference)
+    kind, checkpoint = str(kind_of(spec.method)), open_checkpoint(one.reference)
     parts: dict[str, Any] = {"checkpoint": checkpoint.checkpoint_id, "task": data.task_id, "rows": len(data.texts)}
     labels = option_of(spec, "labels") if kind == "fisher" else None
     if labels is not None:
@@ -107,7 +109,9 @@ def _of_input(spec: Spec, reference: str, data: Data, store: Store) -> Kept:
             statistics_torch.write_grams(checkpoint, data, written)
         written.close()
 
-    return Kept.open(_make(store, kind, write, parts, checkpoint.name, data.name))
+    own = {(info.file, info.start, info.end): name for name, info in checkpoint.tensors.items()}
+    names = {name: own.get((info.file, info.start, info.end), name) for name, info in one.tensors.items()}
+    return Kept.open(_make(store, kind, write, parts, checkpoint.name, data.name)).under(names)
 
 
 def _merged_grams(
@@ -116,8 +120,10 @@ def _merged_grams(
 ) -> Collected:  # fmt: skip
     from regraft.merge.statistics import layers as statistics_layers
 
-    template = open_checkpoint(opened.template.reference)
     inputs = [open_checkpoint(one.reference) for one in opened.inputs]
+    template = open_checkpoint(opened.template.reference)
+    if opened.base is None:  # the first by content, whatever the user's order; of those that have the template's names
+        template = next((one for one in inputs if one.tensors.keys() >= set(names)), template)
     recipe = spec.as_dict()
 
     def settings(of: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from regraft.methods import Source, method
-from regraft.rank.scores import checked, one_hot, spectrum
+from regraft.rank.scores.prepared import Given, prepare
 
 # In units of the mean squared norm of a centred example, so that scaling the features changes nothing.
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -25,29 +25,34 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     ),
     claim="the accuracy of a linear classifier on frozen features ranks models by what a fine-tune reaches",
     needs=("features", "labels"),
-    invariances=("rotation", "scaling", "zero columns", "label permutation", "row permutation"),
+    invariances=(
+        "rotation",
+        "scaling",
+        "zero columns",
+        "column permutation",
+        "label permutation",
+        "row permutation",
+    ),
 )
-def linear_probe(features: ArrayLike, labels: ArrayLike, *, seed: int = 0) -> float:
+def linear_probe(features: Given, labels: ArrayLike | None = None, *, seed: int = 0) -> float:
     """Leave-one-out accuracy of the best ridge strength.
 
     Args:
-        features: [N, D].
+        features: [N, D], or prepared.
         labels: [N].
         seed: Not used; the score is deterministic.
     """
     return float(left_out_correct(features, labels).mean())
 
 
-def left_out_correct(features: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
+def left_out_correct(features: Given, labels: ArrayLike | None = None) -> NDArray[np.bool_]:
     """Whether each example is predicted right without it, bool [N], for the strength that is right most often."""
-    given, classes = checked(features, labels)
-    centred = given - given.mean(axis=0)
-    found = spectrum(centred)
-    targets = one_hot(classes)
+    ready = prepare(features, labels)
+    given, classes, targets, found = ready.features, ready.labels, ready.one_hot, ready.spectrum
     # A class that an example is alone in cannot be predicted without it; its other errors still count.
     mean = targets.mean(axis=0)
     projected = found.u.T @ (targets - mean)
-    scale = float((centred**2).sum()) / len(given)
+    scale = float((ready.centred**2).sum()) / len(given)
     best: NDArray[np.bool_] = np.zeros(len(given), dtype=bool)
     for strength in STRENGTHS:
         shrunk = found.squares / (found.squares + strength * max(scale, 1e-300))

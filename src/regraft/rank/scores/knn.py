@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from regraft.methods import Source, method
-from regraft.rank.scores import checked
+from regraft.rank.scores.prepared import Given, prepare
 
 BLOCK = 1024  # rows whose similarities to all others are held at once
 DIGITS = 9
@@ -18,21 +18,29 @@ DIGITS = 9
     source=Source("Cover & Hart", 1967, "", "Nearest neighbor pattern classification"),
     claim="neighbours in the feature space vote without any training",
     needs=("features", "labels"),
-    invariances=("rotation", "scaling", "zero columns", "label permutation", "row permutation"),
+    invariances=(
+        "rotation",
+        "scaling",
+        "zero columns",
+        "column permutation",
+        "label permutation",
+        "row permutation",
+    ),
 )
-def knn(features: ArrayLike, labels: ArrayLike, *, seed: int = 0, k: int = 10) -> float:
+def knn(features: Given, labels: ArrayLike | None = None, *, seed: int = 0, k: int = 10) -> float:
     """Leave-one-out accuracy of the k nearest neighbours by cosine, each vote weighed by its similarity (plus one).
 
     Neighbours as near as the k-th vote, too, and classes with equal votes share the credit: the order of rows or classes
     never decides.
 
     Args:
-        features: [N, D]; a row of zeros has similarity 0 to all.
+        features: [N, D], or prepared; a row of zeros has similarity 0 to all.
         labels: [N].
         seed: Not used; the score is deterministic.
         k: Neighbours that vote; fewer when there are fewer.
     """
-    given, classes = checked(features, labels)
+    ready = prepare(features, labels)
+    given, classes = ready.features, ready.labels
     norms = np.linalg.norm(given, axis=1, keepdims=True)
     unit = given / np.where(norms > 0, norms, 1.0)
     count, width, credit = len(unit), int(classes.max()) + 1, 0.0

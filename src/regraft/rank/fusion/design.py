@@ -1,0 +1,144 @@
+"""What the fusion knows, as rows and columns: one row a result or a candidate, one block of columns a term."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# Accuracies of 0 and 1 have no logit.
+EDGE = 1e-3
+# Checkpoints that the spread of a task is trusted against one that is like all others.
+DOUBT = 4.0
+
+
+class Known(Protocol):
+    """What a row is made of: see `history.Result`."""
+
+    @property
+    def checkpoint(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def facts(self) -> Mapping[str, float]: ...
+
+    @property
+    def scores(self) -> Mapping[str, float]: ...
+
+    @property
+    def early(self) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which terms take part; what is left out is as if nobody knew it."""
+
+    history: bool = True
+    families: bool = True
+    facts: bool = True
+    scores: bool = True
+    early: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of the history, then of the candidates, each divided by its task's spread a_t.
+
+    Attributes:
+        rows: The mean's column first, then the blocks that take part.
+        blocks: Columns of each.
+        spread: a_t of each row.
+    """
+
+    rows: Floats
+    blocks: list[int]
+    spread: Floats
+
+    @classmethod
+    def of(cls, rows: Sequence[Known], tasks: Sequence[str], accuracies: Sequence[float], parts: Parts) -> Table:
+        """The first rows are those whose accuracies are known."""
+        known = len(accuracies)
+        early = named([{name: logit(value) for name, value in one.early.items()} for one in rows])
+        spread = spreads(tasks, np.array([logit(one) for one in accuracies]))
+        columns = [np.ones((len(rows), 1)) / spread[:, None], levels(tasks) / spread[:, None]]
+        if parts.history:
+            columns.append(levels([one.checkpoint for one in rows]))
+        if parts.families:
+            columns.append(levels([one.family for one in rows]))
+        if parts.facts:
+            columns.append(standardised(named([one.facts for one in rows]), known))
+        if parts.scores:
+            columns.append(within(named([one.scores for one in rows]), tasks, known))
+        if parts.early:
+            columns.append(standardised(early, known) / spread[:, None])
+        kept = [block for block in columns if block.shape[1]]
+        return cls(np.concatenate(kept, axis=1), [block.shape[1] for block in kept], spread)
+
+
+def spreads(tasks: Sequence[str], target: Floats) -> Floats:
+    """a_t of each row: the standard deviation of the known logits of its task, over the geometric mean of all tasks'.
+
+    1 for a task without results. Few checkpoints say little: log a_t is taken times n / (n + DOUBT).
+    """
+    names, seen = np.array(tasks), {}
+    for task in sorted(set(tasks)):
+        own = target[names[: len(target)] == task]
+        if len(own) > 1 and own.std() > 0:
+            seen[task] = (np.log(own.std()), len(own))
+    found, level = np.ones(len(tasks)), np.mean([value for value, _ in seen.values()]) if seen else 0.0
+    for task, (value, count) in seen.items():
+        found[names == task] = np.exp((value - level) * count / (count + DOUBT))
+    return found
+
+
+def levels(names: Sequence[str]) -> Floats:
+    """One column for each name: 1 in its rows."""
+    levels = {name: at for at, name in enumerate(sorted(set(names)))}
+    return np.eye(len(levels))[[levels[name] for name in names]]
+
+
+def named(rows: Sequence[Mapping[str, float]]) -> Floats:
+    """Columns by name, NaN where a row lacks one."""
+    names = sorted({name for row in rows for name in row})
+    return np.array([[row.get(name, np.nan) for name in names] for row in rows]).reshape(len(rows), len(names))
+
+
+def standardised(table: Floats, known: int) -> Floats:
+    """Each column less its mean over its standard deviation in the first `known` rows; unknown values stand at the mean."""
+    return _scaled(table, table[:known])
+
+
+def within(table: Floats, tasks: Sequence[str], known: int) -> Floats:
+    """Each column less its mean within the row's task, over its spread around those means in the first `known` rows."""
+    centred = table.copy()
+    names = np.array(tasks)
+    for task in sorted(set(tasks)):
+        rows = names == task
+        centred[rows] -= _mean(table[rows])
+    return _scaled(centred, centred[:known])
+
+
+def _mean(table: Floats) -> Floats:
+    """Of the known values of each column; 0 where there is none."""
+    known = np.isfinite(table)
+    return np.asarray(np.where(known, table, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+
+
+def _scaled(table: Floats, by: Floats) -> Floats:
+    mean, count = _mean(by), np.isfinite(by).sum(axis=0)
+    spread = np.sqrt(_mean((by - mean) ** 2))
+    usable = (count > 1) & (spread > 1e-12 * np.maximum(1.0, np.abs(mean)))
+    scaled = (table - mean) / np.where(usable, spread, 1.0)
+    return np.where(np.isfinite(table) & usable, scaled, 0.0)
+
+
+def logit(accuracy: float) -> float:
+    clipped = min(max(accuracy, EDGE), 1 - EDGE)
+    return float(np.log(clipped / (1 - clipped)))

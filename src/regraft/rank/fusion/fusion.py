@@ -1,0 +1,137 @@
+"""Prior, scores and short runs in one prediction, by a small model that learns from the history how much each is worth.
+
+    logit(accuracy of checkpoint m on task t)  =  mean + task_t + early_mt . c
+                                                  + a_t (checkpoint_m + family_m + facts_m . a + scores_mt . b + noise)
+
+with every term's variance learned from the history (`mixed.fit`). A checkpoint that did well on other tasks is expected to do
+well again (checkpoint_m: the prior), relatives resemble each other, facts such as size help where nothing else is known, scores
+count as much as they have counted, and accuracies that short runs reached move the prediction most where they have been right.
+What is not known of a checkpoint (a score that was not computed, a task that it has not seen) widens its interval. Some tasks
+set checkpoints further apart than others: a_t is that spread, 1 on the average task (`design.spreads`).
+
+Scores are comparable within a task only: they enter as distances from the mean of their task, in units of their spread around
+those means in the whole history, so that another candidate moves all of a task alike and changes no order. Facts are
+standardised over the history. Early accuracies enter as logits, less the history's mean, on one scale for all tasks, and say
+where the level of a new task lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.errors import TaskError
+from regraft.rank.fusion.design import Parts, Table, logit
+from regraft.rank.fusion.history import Result
+from regraft.rank.fusion.mixed import fit
+
+Floats = NDArray[np.float64]
+
+# Of the mean over everything, in logits: flat.
+MEAN_VARIANCE = 100.0
+TWO_SIDED_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint whose result on the task is wanted; fields as of `Result`."""
+
+    checkpoint: str
+    family: str
+    facts: Mapping[str, float]
+    scores: Mapping[str, float]
+    early: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What to expect of a checkpoint.
+
+    Attributes:
+        checkpoint: Its name.
+        accuracy, low, high: The median and a 95 % interval of its accuracy on the task; the noise of one training is in it.
+        best: The chance that it is the best of all that were compared.
+        group: 1 holds the leader and all that cannot be told from it, and so on down.
+    """
+
+    checkpoint: str
+    accuracy: float
+    low: float
+    high: float
+    best: float
+    group: int
+
+
+def predict(
+    history: Sequence[Result], candidates: Sequence[Candidate], task: str, *, parts: Parts | None = None, seed: int = 0
+) -> list[Prediction]:
+    """Predict the accuracy of candidates on a task, the best first.
+
+    Args:
+        history: Results of any checkpoints on any tasks; those on `task` itself count too.
+        candidates: With distinct names.
+        task: Its name in the history.
+        parts: Terms to use; all by default.
+        seed: Of the draws behind `best`.
+
+    Raises:
+        TaskError: No history to learn from, no candidates, or two of one name.
+    """
+    if not history:
+        raise TaskError("There are no results to learn from.", "Run `regraft reuse` on some tasks first.")
+    if not candidates or len({one.checkpoint for one in candidates}) < len(candidates):
+        raise TaskError(f"{len(candidates)} candidates, not all of different names.", "Give each checkpoint once.")
+    mean, covariance, noise = values(history, candidates, task, parts or Parts())
+    order = sorted(range(len(candidates)), key=lambda at: (-mean[at], candidates[at].checkpoint))
+    chance = _chances(mean, covariance, seed)
+    group, leader, found = 0, -1, []
+    for at in order:
+        if leader < 0 or not _close(mean, covariance, leader, at):
+            group, leader = group + 1, at
+        half = TWO_SIDED_95 * sqrt(covariance[at, at] + noise)
+        found.append(
+            Prediction(
+                candidates[at].checkpoint, _accuracy(mean[at]), _accuracy(mean[at] - half), _accuracy(mean[at] + half),
+                float(chance[at]), group,
+            )
+        )  # fmt: skip
+    return found
+
+
+def values(
+    history: Sequence[Result], candidates: Sequence[Candidate], task: str, parts: Parts
+) -> tuple[Floats, Floats, float]:
+    """Logits of the candidates' accuracies: mean [M], covariance [M, M], and the variance of one result around them."""
+    rows: list[Result | Candidate] = [*history, *candidates]
+    tasks = [*(one.task for one in history), *[task] * len(candidates)]
+    accuracies = [one.accuracy for one in history]
+    table = Table.of(rows, tasks, accuracies, parts)
+    known, spread = len(history), table.spread[-1]
+    target = np.array([logit(accuracy) for accuracy in accuracies]) / table.spread[:known]
+    found = fit(table.rows[:known], target, table.blocks, fixed=[MEAN_VARIANCE])
+    mean, covariance = found.predict(table.rows[known:])
+    return mean * spread, covariance * spread**2, found.noise * spread**2
+
+
+def _close(mean: Floats, covariance: Floats, leader: int, other: int) -> bool:
+    """Whether the 95 % interval of the difference holds 0."""
+    variance = covariance[leader, leader] + covariance[other, other] - 2 * covariance[leader, other]
+    return bool(mean[leader] - mean[other] <= TWO_SIDED_95 * sqrt(max(variance, 0.0)))
+
+
+def _chances(mean: Floats, covariance: Floats, seed: int, draws: int = 4000) -> Floats:
+    """How often each is the largest in draws of N(mean, covariance)."""
+    from regraft.randomness import generator
+
+    values, vectors = np.linalg.eigh(covariance)
+    noise = generator(seed, "fusion", len(mean)).standard_normal((draws, len(mean)))
+    drawn = mean + noise @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    return np.bincount(drawn.argmax(axis=1), minlength=len(mean)) / draws
+
+
+def _accuracy(logit: float) -> float:
+    return float(1 / (1 + np.exp(-logit)))

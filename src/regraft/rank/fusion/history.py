@@ -1,0 +1,118 @@
+"""What this installation has seen: results of checkpoints on tasks, one line of JSON each.
+
+A result is appended under a lock; a line that a killed process left half-written is passed over when the file is read and
+never joined by the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from regraft.errors import StoreError
+from regraft.store import default_root, in_words
+
+
+@dataclass(frozen=True)
+class Result:
+    """How good a checkpoint was on a task in the end, and what was known of it before.
+
+    Args:
+        checkpoint: Its `checkpoint_id`, or another name that is the same wherever the same model is meant.
+        task: The task's `task_id`, or its name.
+        accuracy: After adaptation, on test data, in [0, 1].
+        rows: Test examples that it was measured on; None where nobody says.
+        seed: Of the adaptation: results of one checkpoint and task under several seeds tell how noisy they are.
+        family: What it shares with its relatives: the architecture, or the checkpoint that all descend from.
+        facts: What is known without data (log10 of parameters, layers, ...).
+        scores: What its features on this task gave, by name (`logme`, `linear_probe`, ...).
+        early: What short runs showed: left-out or validation accuracies in [0, 1], by name.
+    """
+
+    checkpoint: str
+    task: str
+    accuracy: float
+    rows: int | None = None
+    seed: int = 0
+    family: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    early: Mapping[str, float] = field(default_factory=dict)
+
+
+def history_file() -> Path:
+    """Where this installation keeps its history: beside the store."""
+    return default_root() / "history.jsonl"
+
+
+def read_history(path: Path | None = None) -> list[Result]:
+    """All results, the oldest first; empty when there are none. Lines that are no result are passed over.
+
+    Raises:
+        StoreError: The file is there and cannot be read.
+    """
+    path = path or history_file()
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as fault:
+        raise StoreError(f"{path} cannot be read: {fault.strerror}.", "Check its permissions.") from fault
+    found = (_result(line) for line in lines)
+    return [one for one in found if one is not None]
+
+
+def add_results(results: Iterable[Result], path: Path | None = None) -> None:
+    """Append results.
+
+    Raises:
+        StoreError: The disk is full, or the file cannot be written.
+    """
+    path = path or history_file()
+    text = "".join(json.dumps(dataclasses.asdict(one), sort_keys=True) + "\n" for one in results)
+    if not text:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")), path.open("ab+") as file:
+            if file.tell() and not _ends_line(path):
+                text = "\n" + text
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as fault:
+        raise in_words(fault, path) from fault
+
+
+def _ends_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _result(line: bytes) -> Result | None:
+    """A result, where a line is one."""
+    try:
+        content = json.loads(line)
+        one = Result(
+            checkpoint=str(content["checkpoint"]), task=str(content["task"]), accuracy=float(content["accuracy"]),
+            rows=None if content.get("rows") is None else int(content["rows"]), seed=int(content.get("seed", 0)),
+            family=str(content.get("family", "")), facts=_numbers(content.get("facts")),
+            scores=_numbers(content.get("scores")), early=_numbers(content.get("early")),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return one if 0.0 <= one.accuracy <= 1.0 else None
+
+
+def _numbers(content: Any) -> dict[str, float]:
+    """The finite numbers of a mapping by name."""
+    return {str(name): float(value) for name, value in (content or {}).items() if math.isfinite(float(value))}

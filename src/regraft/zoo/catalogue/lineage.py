@@ -1,0 +1,246 @@
+"""Lineage in the tables: which checkpoint of the catalogue a named parent is, and the tree around one.
+
+A graph, since a merge has several parents; cards may even state a circle, which ends where it began.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, delete, select, text
+
+from regraft.zoo.catalogue.schema import checkpoints, edges, records, state
+from regraft.zoo.catalogue.text import key, path_key, plain
+from regraft.zoo.catalogue.writing import parts, upsert
+
+LIMIT = 300
+
+_RELINK = """
+UPDATE edges SET parent_id = looked_up.found
+FROM (
+  SELECT e.id AS id, CASE
+    WHEN EXISTS (SELECT 1 FROM checkpoints c WHERE c.path_key = e.parent AND c.id <> e.child_id)
+      THEN (SELECT c.id FROM checkpoints c WHERE c.path_key = e.parent)
+    WHEN e.parent_key LIKE '%/%' AND EXISTS
+        (SELECT 1 FROM checkpoints c WHERE c.name_key = e.parent_key AND c.id <> e.child_id)
+      THEN (SELECT c.id FROM checkpoints c WHERE c.name_key = e.parent_key AND c.id <> e.child_id
+            ORDER BY c.path_key LIMIT 1)
+    WHEN EXISTS (SELECT 1 FROM checkpoints c WHERE c.name_key = e.parent_key AND c.id <> e.child_id)
+      THEN (SELECT CASE WHEN count(*) = 1 THEN min(c.id) END FROM checkpoints c
+            WHERE c.name_key = e.parent_key AND c.id <> e.child_id)
+    ELSE (SELECT CASE WHEN count(*) = 1 THEN min(c.id) END FROM checkpoints c
+          WHERE c.last_key = e.parent_last AND c.id <> e.child_id)
+  END AS found
+  FROM edges e
+) AS looked_up
+WHERE looked_up.id = edges.id AND looked_up.found {differs} edges.parent_id
+"""
+
+
+class EdgeLike(Protocol):
+    """What lineage from weights gives: a child, its parents (names or paths), and how sure it is."""
+
+    @property
+    def child(self) -> str: ...
+    @property
+    def parents(self) -> tuple[str, ...]: ...
+    @property
+    def relation(self) -> str: ...
+    @property
+    def p_value(self) -> float | None: ...
+    @property
+    def distance(self) -> float | None: ...
+    @property
+    def evidence(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Node:
+    """A checkpoint of a tree; `id` and `path` are None for a parent that is named but not in the catalogue.
+
+    `generation` is 0 for the one that was asked for, 1 for its children, -1 for its parents: the shortest way counts.
+    """
+
+    id: int | None
+    name: str
+    path: str | None
+    generation: int
+    gone: bool = False
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A parent and a child, by their place in `Tree.nodes`; `source` is stated or weights."""
+
+    child: int
+    parent: int
+    relation: str
+    source: str
+    p_value: float | None
+    distance: float | None
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Everything above and below one checkpoint; `cut` says that there is more than was asked for."""
+
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    cut: bool
+
+
+def relink(connection: Connection) -> None:
+    """Look up which checkpoint of the catalogue each named parent is, as one rule over all, whatever came first.
+
+    By path; then by full name (org/name; of several snapshots the first path counts); then by a name that only one
+    checkpoint has; then by the last part of the name, where only one has it. What may mean several means none.
+    """
+    differs = "IS NOT" if connection.dialect.name == "sqlite" else "IS DISTINCT FROM"
+    connection.execute(text(_RELINK.format(differs=differs)))
+    connection.execute(delete(state).where(state.c.name == "relink"))
+
+
+def add_edges(
+    connection: Connection,
+    found: Iterable[tuple[int, EdgeLike, Sequence[tuple[int, str]]]],
+    looked_at: Iterable[int] = (),
+) -> int:
+    """Record lineage found from weights: (child's id, edge, (id, path) of each parent). Returns how many pairs.
+
+    What was found before for the same children, and for those that were looked at, is replaced.
+    """
+    listed = list(found)
+    for part in parts(sorted({*looked_at, *(child for child, _, _ in listed)})):
+        connection.execute(delete(edges).where(edges.c.child_id.in_(part), edges.c.source == "weights"))
+    new = {
+        (child, path_key(path), edge.relation): {
+            "child_id": child, "parent_id": parent, "parent": path_key(path), "parent_key": path_key(path).casefold(),
+            "parent_last": None, "relation": key(edge.relation) or "", "source": "weights", "p_value": edge.p_value,
+            "distance": edge.distance, "evidence": plain(edge.evidence),
+        }
+        for child, edge, parents in listed for parent, path in parents if parent != child
+    }  # fmt: skip
+    if new:
+        statement = upsert(connection, edges).on_conflict_do_nothing()
+        connection.execute(statement, list(new.values()))
+    return len(new)
+
+
+def tree(connection: Connection, root: int | None, name: str, limit: int = LIMIT) -> Tree:
+    """Ancestors and descendants of a checkpoint of the catalogue, or the descendants of a name that it does not have.
+
+    `limit` bounds each direction; the nearest come first.
+    """
+    up = [] if root is None else _reach(connection, [root], "up", limit + 1)
+    if root is not None:
+        down = _reach(connection, [root], "down", limit + 1)
+    else:
+        named = select(edges.c.child_id).where(edges.c.parent_key == key(name), edges.c.parent_id.is_(None)).distinct()
+        children = list(connection.execute(named.order_by(edges.c.child_id).limit(limit + 1)).scalars())
+        down = _reach(connection, children, "down", limit + 1)
+    cut = len(up) > limit or len(down) > limit
+    numbers = list(dict.fromkeys([*([] if root is None else [root]), *up[:limit], *down[:limit]]))
+    return _assembled(connection, root, name, numbers, cut)
+
+
+def _reach(connection: Connection, start: Sequence[int], way: str, limit: int) -> list[int]:
+    """What can be reached over edges, each once, nearest first: UNION drops what was there before, so circles end."""
+    if not start:
+        return []
+    here, there = (edges.c.child_id, edges.c.parent_id) if way == "up" else (edges.c.parent_id, edges.c.child_id)
+    begun = select(checkpoints.c.id).where(checkpoints.c.id.in_(start))
+    reached = begun.cte("reached", recursive=True)
+    step = select(there).join(reached, here == reached.c.id).where(there.is_not(None))
+    reached = reached.union(step)
+    return list(connection.execute(select(reached.c.id).limit(limit)).scalars())
+
+
+def _assembled(connection: Connection, root: int | None, name: str, numbers: Sequence[int], cut: bool) -> Tree:
+    """The nodes, their generations, and the edges among them and to parents that are only named."""
+    columns = (edges.c.child_id, edges.c.parent_id, edges.c.parent, edges.c.parent_key, edges.c.relation, edges.c.source,
+               edges.c.p_value, edges.c.distance, edges.c.evidence)  # fmt: skip
+    inside: set[int] = set(numbers)
+    found: list[Any] = []
+    for part in parts(numbers):
+        found += connection.execute(select(*columns).where(edges.c.child_id.in_(part)).order_by(edges.c.id)).all()
+    sought = key(name) or ""
+    # A node is its number, or the key of a parent that is only named.
+    pairs: list[tuple[int | str, int | str, Any]] = [
+        (row.child_id, row.parent_key if row.parent_id is None else row.parent_id, row) for row in found
+        if row.parent_id is None or row.parent_id in inside
+    ]  # fmt: skip
+    start: int | str = root if root is not None else sought
+    ups, downs = defaultdict(list), defaultdict(list)
+    for child, parent, _ in pairs:
+        ups[child].append(parent)
+        downs[parent].append(child)
+    generation = _generations(start, downs, 1)
+    for node, steps in _generations(start, ups, -1).items():
+        if node not in generation or abs(steps) < abs(generation[node]):
+            generation[node] = steps
+    facts = _facts(connection, numbers)
+    shown = {row.parent_key: row.parent for _, _, row in pairs if row.parent_id is None} | {sought: name}
+
+    def node_of(node: int | str) -> Node:
+        if isinstance(node, str):
+            return Node(None, shown[node], None, generation[node])
+        named, path, gone = facts[node]
+        return Node(node, named, path, generation[node], gone)
+
+    made = {node: node_of(node) for node in generation}
+    order = sorted(made, key=lambda node: (made[node].generation, made[node].name, made[node].path or ""))
+    place = {node: number for number, node in enumerate(order)}
+    lines = tuple(
+        Edge(place[child], place[parent], row.relation, row.source, row.p_value, row.distance, row.evidence)
+        for child, parent, row in pairs if child in place and parent in place
+    )  # fmt: skip
+    return Tree(tuple(made[node] for node in order), lines, cut)
+
+
+def _generations(start: int | str, ways: dict[int | str, list[int | str]], step: int) -> dict[int | str, int]:
+    found, queue = {start: 0}, deque([start])
+    while queue:
+        node = queue.popleft()
+        for there in ways.get(node, ()):
+            if there not in found:
+                found[there] = found[node] + step
+                queue.append(there)
+    return found
+
+
+def _facts(connection: Connection, numbers: Sequence[int]) -> dict[int, tuple[str, str, bool]]:
+    """Name, path and whether it is gone, of checkpoints by id."""
+    found = {}
+    columns = select(checkpoints.c.id, records.c.name, records.c.path, checkpoints.c.gone)
+    joined = columns.join(records, records.c.checkpoint_id == checkpoints.c.id)
+    for part in parts(numbers):
+        for number, name, path, gone in connection.execute(joined.where(checkpoints.c.id.in_(part))):
+            found[number] = (name, path, gone)
+    return found
+
+
+def licences(connection: Connection, child: int | None = None) -> list[tuple[str, str | None, str, str]]:
+    """(child's path, its licence, parent's name, its licence) of pairs that are both in the catalogue and state different ones.
+
+    Of one child, or of all.
+    """
+    below, above = checkpoints.alias("below"), checkpoints.alias("above")
+    shown, named = records.alias("shown"), records.alias("named")
+    statement = (
+        select(shown.c.path, below.c.licence, named.c.name, above.c.licence)
+        .select_from(edges)
+        .join(below, below.c.id == edges.c.child_id)
+        .join(above, above.c.id == edges.c.parent_id)
+        .join(shown, shown.c.checkpoint_id == below.c.id)
+        .join(named, named.c.checkpoint_id == above.c.id)
+        .where(above.c.licence.is_not(None), above.c.licence.is_distinct_from(below.c.licence), below.c.gone.is_(False))
+        .distinct()
+        .order_by(shown.c.path, named.c.name)
+    )
+    if child is not None:
+        statement = statement.where(edges.c.child_id == child)
+    return [(path, own, name, licence) for path, own, name, licence in connection.execute(statement)]

@@ -1,0 +1,128 @@
+"""The fusion leans on what has been right, and is as sure as it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from regraft.errors import TaskError
+from regraft.rank.fusion.design import Parts
+from regraft.rank.fusion.fusion import Candidate, Prediction, predict
+from regraft.rank.fusion.history import Result
+
+
+def logistic(value: float) -> float:
+    return float(1 / (1 + np.exp(-value)))
+
+
+def world(
+    seed: int, *, checkpoints: int = 12, tasks: int = 6, skill: float = 0.8, own: float = 0.3, noise: float = 0.1
+) -> list[Result]:
+    """Checkpoints with a skill that shows on every task, and something that only a score (`good`) and a short run see."""
+    rng = np.random.default_rng(seed)
+    skills = rng.normal(0, skill, checkpoints)
+    found = []
+    for task in range(tasks):
+        level = rng.normal(1.0, 0.5)
+        for at in range(checkpoints):
+            special = rng.normal(0, own)
+            truth = level + skills[at] + special
+            found.append(
+                Result(
+                    f"m{at}", f"t{task}", logistic(truth + rng.normal(0, noise)), family=f"f{at % 3}",
+                    facts={"size": float(at)}, scores={"good": special * 7 + 3, "noise": rng.normal()},
+                    early={"probe": logistic(truth - 0.5 + rng.normal(0, 0.2))},
+                )
+            )  # fmt: skip
+    return found
+
+
+def candidates_of(results: Sequence[Result]) -> list[Candidate]:
+    return [Candidate(one.checkpoint, one.family, one.facts, one.scores, one.early) for one in results]
+
+
+def apart(history: Sequence[Result], task: str) -> tuple[list[Result], list[Result]]:
+    return [one for one in history if one.task != task], [one for one in history if one.task == task]
+
+
+def error(predictions: Sequence[Prediction], wanted: Sequence[Result]) -> float:
+    truth = {one.checkpoint: one.accuracy for one in wanted}
+    return float(np.mean([abs(one.accuracy - truth[one.checkpoint]) for one in predictions]))
+
+
+def test_each_part_that_holds_something_helps() -> None:
+    errors: dict[str, list[float]] = {"prior": [], "and scores": [], "all": []}
+    for seed in range(4):
+        known, wanted = apart(world(seed), "t5")
+        ways = {"prior": Parts(scores=False, early=False), "and scores": Parts(early=False), "all": Parts()}
+        for name, parts in ways.items():
+            errors[name].append(error(predict(known, candidates_of(wanted), "t5", parts=parts), wanted))
+    assert np.mean(errors["all"]) < np.mean(errors["and scores"]) < np.mean(errors["prior"])
+
+
+def test_intervals_hold_what_they_say() -> None:
+    inside = []
+    for seed in range(12):
+        known, wanted = apart(world(seed), "t5")
+        predictions = {one.checkpoint: one for one in predict(known, candidates_of(wanted), "t5")}
+        inside += [
+            predictions[one.checkpoint].low <= one.accuracy <= predictions[one.checkpoint].high for one in wanted
+        ]
+    assert 0.88 <= np.mean(inside) <= 1.0
+
+
+def test_a_stranger_is_less_certain() -> None:
+    known, wanted = apart(world(1), "t5")
+    stranger = Candidate("stranger", "another family", {}, {}, {})
+    widths = {one.checkpoint: one.high - one.low for one in predict(known, [*candidates_of(wanted), stranger], "t5")}
+    assert widths["stranger"] > max(width for name, width in widths.items() if name != "stranger")
+
+
+def test_equal_candidates_are_too_close_to_call_and_distant_ones_are_not() -> None:
+    known, wanted = apart(world(2, noise=0.01), "t5")
+    best = max(wanted, key=lambda one: one.accuracy)
+    twins = [
+        Candidate(name, best.family, best.facts, best.scores, best.early) for name in ("new a", "new b")
+    ]  # nothing tells them apart
+    found = {one.checkpoint: one for one in predict(known, [*candidates_of(wanted), *twins], "t5")}
+    assert found["new a"].group == found["new b"].group
+    assert found["new a"].accuracy == pytest.approx(found["new b"].accuracy)
+    assert max(one.group for one in found.values()) > 1
+
+
+def test_chances_add_up_and_the_order_of_the_input_changes_nothing() -> None:
+    known, wanted = apart(world(3), "t5")
+    one = predict(known, candidates_of(wanted), "t5")
+    two = predict(known[::-1], candidates_of(wanted)[::-1], "t5")
+    assert sum(found.best for found in one) == pytest.approx(1.0)
+    assert [found.checkpoint for found in one] == [found.checkpoint for found in two]
+    for first, second in zip(one, two, strict=True):
+        assert first.accuracy == pytest.approx(second.accuracy, abs=1e-4)
+    assert all(found.low <= found.accuracy <= found.high for found in one)
+
+
+def test_another_candidate_changes_no_order() -> None:
+    known, wanted = apart(world(5), "t5")
+    without = [one.checkpoint for one in predict(known, candidates_of(wanted), "t5")]
+    stranger = Candidate("stranger", "another family", {"size": 40.0}, {"good": -90.0, "noise": 12.0}, {"probe": 0.01})
+    found = [one.checkpoint for one in predict(known, [*candidates_of(wanted), stranger], "t5")]
+    assert [name for name in found if name != "stranger"] == without
+
+
+def test_results_on_the_task_itself_count() -> None:
+    known, wanted = apart(world(4), "t5")
+    some = wanted[:6]
+    without = error(predict(known, candidates_of(some), "t5"), some)
+    assert error(predict([*known, *some], candidates_of(some), "t5"), some) < without
+
+
+def test_bad_input() -> None:
+    known, wanted = apart(world(0), "t5")
+    with pytest.raises(TaskError, match="no results to learn from"):
+        predict([], candidates_of(wanted), "t5")
+    with pytest.raises(TaskError, match="different names"):
+        predict(known, [*candidates_of(wanted), candidates_of(wanted)[0]], "t5")
+    with pytest.raises(TaskError, match="0 candidates"):
+        predict(known, [], "t5")

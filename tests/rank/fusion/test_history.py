@@ -1,0 +1,66 @@
+"""The history: what is added is there, whatever happens in between."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from regraft.errors import StoreError
+from regraft.rank.fusion.history import Result, add_results, history_file, read_history
+
+ONE = Result("a", "t", 0.5, 100, 1, "bert", {"size": 7.0}, {"logme": -1.5}, {"probe": 0.4})
+
+
+def test_what_is_added_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "history.jsonl"
+    assert read_history(path) == []
+    add_results([ONE], path)
+    add_results([], path)
+    add_results([Result("b", "t", 1.0), ONE], path)
+    assert read_history(path) == [ONE, Result("b", "t", 1.0), ONE]
+
+
+def test_half_a_line_is_passed_over_and_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    add_results([ONE], path)
+    with path.open("a") as file:
+        file.write('{"checkpoint": "b", "task"')
+    assert read_history(path) == [ONE]
+    add_results([ONE], path)
+    assert read_history(path) == [ONE, ONE]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "[]", "nonsense", "7", '{"checkpoint": "a", "task": "t"}', '{"checkpoint": "a", "task": "t", "accuracy": 7}',
+     '{"checkpoint": "a", "task": "t", "accuracy": NaN}', '{"checkpoint": "a", "task": "t", "accuracy": 0.5, "facts": 3}',
+     "\xff"],
+)  # fmt: skip
+def test_what_is_no_result_is_passed_over(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(line.encode("latin-1") + b"\n")
+    add_results([ONE], path)
+    assert read_history(path) == [ONE]
+
+
+def test_several_writers_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    threads = [threading.Thread(target=add_results, args=([ONE] * 5, path)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read_history(path) == [ONE] * 40
+
+
+def test_a_history_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    for act in (lambda: read_history(tmp_path), lambda: add_results([ONE], tmp_path)):
+        with pytest.raises(StoreError, match=tmp_path.name):
+            act()
+
+
+def test_it_lies_in_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REGRAFT_STORE", str(tmp_path))
+    assert history_file() == tmp_path / "history.jsonl"

@@ -1,0 +1,276 @@
+"""Indexing: what is found is what `discover` finds; what changed is read and nothing else; killed anywhere, nothing is lost."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from regraft import faults
+from regraft.errors import CatalogueError
+from regraft.zoo import discover
+from regraft.zoo.catalogue import Catalogue, index, open_catalogue
+from regraft.zoo.catalogue import schema as tables
+from regraft.zoo.catalogue.walk import Unreadable, walk
+from regraft.zoo.record.record import Record
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _no_hook() -> Iterator[None]:
+    yield
+    faults.hook = None
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, checkpoint_maker: Any) -> Path:
+    """Nine checkpoints in several layouts, with a parent, links and folders that are none."""
+    root = tmp_path / "zoo"
+    for number in range(4):
+        card = f"---\nlicense: mit\nbase_model: {'org/base' if number else 'far/away'}\ntags: [t{number}]\n---\n"
+        checkpoint_maker(root / "flat" / f"m{number}", layers=number + 1, card=card)
+    checkpoint_maker(root / "models--org--base" / "snapshots" / ("a" * 40))
+    checkpoint_maker(root / "deep" / "er" / "still" / "x")
+    checkpoint_maker(root / "deep" / "er" / "still" / "x" / "checkpoint-5")  # inside another: none of its own
+    checkpoint_maker(root / ".hidden" / "y")
+    adapter = root / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})
+    )
+    (root / "broken").mkdir()
+    (root / "broken" / "config.json").write_bytes(b"\xff\xfe{")
+    (root / "pickled").mkdir()
+    (root / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    (root / "loop").symlink_to(root)
+    (root / "flat" / "again").symlink_to(root / "flat" / "m0")
+    (root / "self").symlink_to(root / "self")
+    (root / "notes").mkdir()
+    return root
+
+
+def state_of(catalogue: Catalogue) -> dict[str, Any]:
+    """All that a catalogue knows, without numbers and times, so that two can be compared."""
+    with catalogue.database.reading() as connection:
+        rows = connection.execute(select(tables.checkpoints)).mappings().all()
+        paths = {row["id"]: row["path_key"] for row in rows}
+        found: dict[str, Any] = {
+            "checkpoints": sorted(
+                [str({**row, "id": 0, "indexed_at": 0}) for row in rows]
+            ),
+            "words": [entry.record.path for entry in catalogue.search("base", limit=100)],
+        }  # fmt: skip
+        for table in (tables.records, tables.terms, tables.claims, tables.risks, tables.edges):
+            listed = []
+            for row in connection.execute(select(table)).mappings():
+                plain = {name: value for name, value in row.items() if name != "id"}
+                for name in ("checkpoint_id", "child_id", "parent_id"):
+                    if name in plain:
+                        plain[name] = paths.get(plain[name])
+                listed.append(str(plain))
+            found[table.name] = sorted(listed)
+    return found
+
+
+def test_what_is_found_is_what_discover_finds(zoo: Path) -> None:
+    troubles: list[Unreadable] = []
+    found = [Path(one) for one in walk([zoo], troubles)]
+    listed = [one.folder for one in discover.in_folder(zoo)]
+    assert {one.resolve() for one in found} - {one.resolve() for one in listed} == {zoo / "deep" / "er" / "still" / "x"}
+    assert not {one.resolve() for one in listed} - {one.resolve() for one in found} and troubles == []
+    assert len(found) == len({one.resolve() for one in found}) == 9
+
+
+def test_only_what_changed_is_read(catalogue: Catalogue, zoo: Path, checkpoint_maker: Any) -> None:
+    from regraft.zoo.record import read_record
+
+    read: list[str] = []
+
+    def noted(folder: Path) -> Record:
+        read.append(folder.name)
+        return read_record(folder)
+
+    first = index(catalogue, [zoo], read=noted)
+    assert (first.added, first.changed, first.unchanged, first.gone) == (9, 0, 0, 0) and len(read) == 9
+    read.clear()
+    again = index(catalogue, [zoo], read=noted)
+    assert (again.added, again.changed, again.unchanged, again.gone) == (0, 0, 9, 0) and read == []
+    checkpoint_maker(zoo / "flat" / "m1", layers=7, weights=9)
+    checkpoint_maker(zoo / "new")
+    shutil.rmtree(zoo / "adapter")
+    more = index(catalogue, [zoo], read=noted)
+    assert (more.added, more.changed, more.unchanged, more.gone) == (1, 1, 7, 1) and sorted(read) == ["m1", "new"]
+    assert catalogue.get(str(zoo / "flat" / "m1")).record.layers == 7
+    assert [entry.record.name for entry in catalogue.find("gone=yes").entries] == ["adapter"]
+    below = index(catalogue, [zoo / "flat"], read=noted)
+    assert (below.unchanged, below.gone) == (4, 0), "what is elsewhere is not asked after"
+
+
+def test_what_comes_back_is_there_again_with_its_measurements(catalogue: Catalogue, zoo: Path) -> None:
+    from regraft.zoo.catalogue import Measurement
+
+    index(catalogue, [zoo])
+    place = str(zoo / "flat" / "m2")
+    catalogue.record_measurement(place, Measurement("id", "t", "as it is", "accuracy", 0.5, 10))
+    (zoo / "flat").rename(zoo.parent / "aside")
+    assert index(catalogue, [zoo / "flat"]).gone == 4, "a root that is gone"
+    (zoo.parent / "aside").rename(zoo / "flat")
+    assert index(catalogue, [zoo]).changed == 4
+    assert not catalogue.get(place).gone and [one.value for one in catalogue.measurements(place)] == [0.5]
+
+
+def test_a_place_that_is_nothing(catalogue: Catalogue, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place, words in ((tmp_path / "nowhere", "is not there"), (tmp_path / "file", "is a file, expected a folder")):
+        with pytest.raises(CatalogueError, match=words):
+            index(catalogue, [place])
+
+
+def test_folders_that_cannot_be_listed_are_reported_and_nothing_below_is_forgotten(
+    catalogue: Catalogue, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(catalogue, [zoo])
+    scan = os.scandir
+
+    def closed(folder: Any) -> Any:
+        if str(folder) == str(zoo / "flat"):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = index(catalogue, [zoo])
+    assert (found.unchanged, found.gone) == (5, 0) and catalogue.count() == 9
+    assert [(one.path, one.problem) for one in found.unreadable] == [
+        (str(zoo / "flat"), "cannot be listed: Permission denied")
+    ]
+
+
+def test_a_folder_that_vanishes_meanwhile(catalogue: Catalogue, zoo: Path) -> None:
+    from regraft.zoo.record import read_record
+
+    def slow(folder: Path) -> Record:
+        if folder.name == "m1":
+            shutil.rmtree(folder)
+        return read_record(folder)
+
+    found = index(catalogue, [zoo], read=slow)
+    assert found.added == 8 and not catalogue.has(str(zoo / "flat" / "m1"))
+
+
+def test_a_reader_that_fails_costs_one_folder(catalogue: Catalogue, zoo: Path) -> None:
+    from regraft.zoo.record import read_record
+
+    def faulty(folder: Path) -> Record:
+        if folder.name == "m3":
+            raise MemoryError("too big")
+        return read_record(folder)
+
+    found = index(catalogue, [zoo], read=faulty)
+    assert found.added == 9
+    assert [one.problem for one in found.unreadable if one.path.endswith("m3")] == [
+        "could not be read: MemoryError: too big"
+    ]
+    assert catalogue.count("kind=unreadable risk=unreadable name=m3") == 1
+
+
+def test_workers_find_what_one_process_finds(catalogue: Catalogue, zoo: Path, tmp_path: Path) -> None:
+    index(catalogue, [zoo], workers=2)
+    with open_catalogue(tmp_path / "other.sqlite") as other:
+        index(other, [zoo], workers=1)
+        assert state_of(catalogue) == state_of(other)
+
+
+def test_a_worker_that_dies_costs_one_folder(catalogue: Catalogue, zoo: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "deadly_reader.py").write_text(
+        "import os\nfrom regraft.zoo.record import read_record\n"
+        "def read(folder):\n    if folder.name == 'm2':\n        os._exit(9)\n    return read_record(folder)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = index(catalogue, [zoo], workers=2, read=importlib.import_module("deadly_reader").read)
+    assert found.added == 9 and catalogue.count("risk=reader-died") == 1
+    assert [Path(one.path).name for one in found.unreadable if "ended the process" in one.problem] == ["m2"]
+
+
+def killed_at(point: str, work: Callable[[], object], passes: int) -> None:
+    """Do it in a child that is killed when it passes the point for the n-th time."""
+    child = os.fork()
+    if child == 0:
+        left = [passes]
+
+        def hook(name: str) -> None:
+            left[0] -= name == point
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        faults.hook = hook
+        work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"{point} was not passed {passes} times"
+
+
+@pytest.mark.parametrize(
+    ("point", "passes"), [(point, 1) for point in faults.INDEX] + [(point, 2) for point in faults.INDEX[:2]]
+)
+def test_killed_and_run_again_is_as_never_killed(
+    where: str,
+    zoo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint_maker: Any,
+    point: str,
+    passes: int,
+) -> None:
+    monkeypatch.setattr(sys.modules["regraft.zoo.catalogue.index"], "BATCH", 2)
+    other = tmp_path / "clean.sqlite"
+    for place in (where, other):  # both know a state from before: one checkpoint changes, one goes
+        with open_catalogue(place) as opened:
+            index(opened, [zoo], workers=1)
+    for number in range(5):
+        checkpoint_maker(zoo / "more" / f"n{number}", card="---\nbase_model: m3\n---\n")
+    checkpoint_maker(zoo / "flat" / "m1", layers=11, weights=10)
+    shutil.rmtree(zoo / "models--org--base")
+
+    def work() -> None:
+        with open_catalogue(where) as opened:
+            index(opened, [zoo], workers=1)
+
+    killed_at(point, work, passes)
+    with open_catalogue(where) as opened:
+        for entry in opened.every():  # whole, whatever there is
+            assert opened.has(entry.record.path) and opened.count(f'path="{entry.record.path}"') == 1
+        found = index(opened, [zoo], workers=1)
+        assert found.added + found.changed + found.unchanged == 13
+        with open_catalogue(other) as clean:
+            index(clean, [zoo], workers=1)
+            assert state_of(opened) == state_of(clean)
+
+
+def test_deep_reads_weights_once(catalogue: Catalogue, zoo: Path) -> None:
+    from regraft.zoo.record.record import Risk
+
+    looked: list[str] = []
+
+    def inspect(folder: Path) -> tuple[Risk, ...]:
+        looked.append(folder.name)
+        return (Risk("nan", "danger", "w", "NaN"),)
+
+    index(catalogue, [zoo])
+    assert index(catalogue, [zoo], deep=True, inspect=inspect).changed == 9
+    assert (
+        len(looked)
+        == catalogue.count("risk=nan deep=yes")
+        == len([r for _, r in catalogue.risks("danger") if r.code == "nan"])
+    )
+    assert index(catalogue, [zoo], deep=True, inspect=inspect).unchanged == 9
+    assert index(catalogue, [zoo]).unchanged == 9, "what is known of the weights is kept"

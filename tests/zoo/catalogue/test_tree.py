@@ -1,0 +1,164 @@
+"""Trees: what SQL reaches is what a breadth-first walk over plain dictionaries reaches."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from regraft.errors import CatalogueError
+from regraft.zoo.catalogue import Catalogue
+from regraft.zoo.record.record import Parent, Record
+
+
+@dataclass(frozen=True)
+class Found:
+    """As lineage from weights gives it."""
+
+    child: str
+    parents: tuple[str, ...]
+    relation: str = "finetuned"
+    p_value: float | None = None
+    distance: float | None = None
+    evidence: str = ""
+
+
+def named(base: Record, name: str, *parents: str, path: str = "") -> Record:
+    return replace(
+        base, name=name, path=path or f"/zoo/{name}", parents=tuple(Parent(one, "finetune") for one in parents)
+    )
+
+
+@pytest.fixture
+def base(record_maker: Any) -> Record:
+    return replace(record_maker(0), tags=(), languages=(), datasets=())
+
+
+def reach(start: str, ways: dict[str, set[str]]) -> dict[str, int]:
+    steps, queue = {start: 0}, deque([start])
+    while queue:
+        node = queue.popleft()
+        for there in sorted(ways.get(node, ())):
+            if there not in steps:
+                steps[there] = steps[node] + 1
+                queue.append(there)
+    return steps
+
+
+@pytest.mark.parametrize("circles", [False, True], ids=["no circles", "circles"])
+def test_trees_agree_with_a_walk(catalogue: Catalogue, base: Record, circles: bool) -> None:
+    draw = random.Random(1)
+    names = [f"org/m{number}" for number in range(80)]
+    above: dict[str, set[str]] = {}
+    for number, name in enumerate(names):
+        pool = names if circles else names[:number]
+        chosen = set(draw.sample(pool, min(len(pool), draw.choice((0, 1, 1, 2, 3))))) - {name}
+        above[name] = chosen | ({"far/away"} if number % 17 == 3 else set())
+    order = names[:]
+    draw.shuffle(order)  # children may be recorded before their parents
+    for start in range(0, len(order), 9):
+        catalogue.put(named(base, name, *sorted(above[name])) for name in order[start : start + 9])
+    below: dict[str, set[str]] = {}
+    for child, parents in above.items():
+        for parent in parents:
+            below.setdefault(parent, set()).add(child)
+    for root in [*names[::5], "far/away"]:
+        up, down = reach(root, above), reach(root, below)
+        expected = {name: -steps for name, steps in up.items()}
+        expected |= {name: steps for name, steps in down.items() if name not in up or steps <= up[name]}
+        tree = catalogue.tree(root)
+        assert {node.name: node.generation for node in tree.nodes} == expected, root
+        assert {(tree.nodes[edge.child].name, tree.nodes[edge.parent].name) for edge in tree.edges} == {
+            (child, parent) for child in expected for parent in above.get(child, ()) if parent in expected
+        }
+        assert not tree.cut and (tree.nodes[[node.name for node in tree.nodes].index(root)].id is None) == (
+            root == "far/away"
+        )
+
+
+def test_a_limit_keeps_the_nearest(catalogue: Catalogue, base: Record) -> None:
+    catalogue.put(
+        [named(base, "a")]
+        + [named(base, f"b{n}", "a") for n in range(20)]
+        + [named(base, f"c{n}", f"b{n}") for n in range(20)]
+    )
+    tree = catalogue.tree("a", limit=11)
+    assert tree.cut and len(tree.nodes) == 11 and {node.generation for node in tree.nodes} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ("/zoo/x/bert", "/zoo/x/bert"),  # the path
+        ("Google/BERT", "/zoo/google/bert"),  # the full name, whatever its case
+        ("small", "/zoo/small"),  # a name that one has
+        ("intel/small", "/zoo/small"),  # the last part, where one has it
+        ("other/bert", None),  # two are called bert
+        ("twice", None),  # two of this name
+        ("org/snap", "/cache/1"),  # two snapshots of one repository: the first path
+        ("absent", None),
+        ("child", None),  # itself
+    ],
+)
+def test_which_checkpoint_a_named_parent_is(
+    catalogue: Catalogue, base: Record, stated: str, expected: str | None
+) -> None:
+    others = [
+        named(base, "bert", path="/zoo/x/bert"), named(base, "google/bert"), named(base, "small"),
+        named(base, "twice", path="/zoo/1/twice"), named(base, "twice", path="/zoo/2/twice"),
+        named(base, "org/snap", path="/cache/2"), named(base, "org/snap", path="/cache/1"),
+    ]  # fmt: skip
+    child = named(base, "child", stated)
+    for order in ([child, *others], [*others, child]):
+        for one in order:
+            catalogue.put([one])
+        tree = catalogue.tree("child")
+        assert [node.path for node in tree.nodes if node.generation == -1 and node.path] == (
+            [expected] if expected else []
+        )
+        for one in order:
+            catalogue.remove(one.path)
+
+
+def test_a_parent_that_goes_is_still_named(catalogue: Catalogue, base: Record) -> None:
+    catalogue.put([named(base, "org/a"), named(base, "org/b", "org/a")])
+    assert catalogue.tree("org/b").nodes[0].id is not None
+    catalogue.remove("org/a")
+    first = catalogue.tree("org/b").nodes[0]
+    assert (first.name, first.id) == ("org/a", None)
+    assert [node.name for node in catalogue.tree("org/a").nodes] == ["org/a", "org/b"]
+
+
+def test_lineage_from_weights_is_kept_beside_what_is_stated(catalogue: Catalogue, base: Record) -> None:
+    catalogue.put([named(base, "a"), named(base, "b"), named(base, "m", "a")])
+    merged = Found("m", ("a", "b"), "merged", 1e-30, 0.25, "seen")
+    assert catalogue.add_edges([merged, Found("b", ("/zoo/a",))]) == 3
+    tree = catalogue.tree("m")
+    lines = sorted(
+        (tree.nodes[edge.child].name, tree.nodes[edge.parent].name, edge.relation, edge.source, edge.p_value)
+        for edge in tree.edges
+    )
+    assert lines == [("b", "a", "finetuned", "weights", None), ("m", "a", "finetune", "stated", None),
+                     ("m", "a", "merged", "weights", 1e-30), ("m", "b", "merged", "weights", 1e-30)]  # fmt: skip
+    catalogue.put([named(base, "m", "a")])  # read again
+    assert len(catalogue.tree("m").edges) == 4
+    catalogue.add_edges([Found("m", ("b",))], children=["b", "m"])
+    assert {(edge.relation, edge.source) for edge in catalogue.tree("m").edges} == {
+        ("finetune", "stated"),
+        ("finetuned", "weights"),
+    }
+    with pytest.raises(CatalogueError, match="'nobody' is not in the catalogue"):
+        catalogue.add_edges([Found("m", ("nobody",))])
+
+
+def test_unknown_and_ambiguous_names(catalogue: Catalogue, base: Record) -> None:
+    catalogue.put([named(base, "x", path="/1"), named(base, "x", path="/2"), named(base, "org/minilm-l6")])
+    with pytest.raises(CatalogueError, match="2 checkpoints are called 'x': /1, /2"):
+        catalogue.tree("x")
+    with pytest.raises(CatalogueError, match="Did you mean org/minilm-l6"):
+        catalogue.get("minilm")
+    assert catalogue.get("MiniLM-L6").record.name == "org/minilm-l6" and catalogue.get("/2").record.path == "/2"
+    assert catalogue.remove("x") == 2 and not catalogue.has("x")
