@@ -297,7 +297,12 @@ class Stack:
         sources = self.sources if self.base_source is None else (self.base_source, *self.sources)
         known = [getattr(source, "stored", None) for source in sources]
         found = [one for one in known if one is not None]
-        if len(found) < len(known) or len(found) > MOST or len({form for _, form in found}) != 1 or found[0][1] not in BITS:
+        if (
+            len(found) < len(known)
+            or len(found) > MOST
+            or len({form for _, form in found}) != 1
+            or found[0][1] not in BITS
+        ):
             return None
         arrays = [bits_as(raw, form) for raw, form in found]
         return _Words(arrays.pop(0) if self.has_base else None, arrays)

@@ -18,10 +18,7 @@ from regraft.zoo.lineage import RELATIONS, Edge, find_edges
 
 def shown(edges: Iterable[Edge]) -> dict[str, tuple[frozenset[str], str]]:
     """Parents and relation by the child's name."""
-    found = {
-        Path(edge.child).name: (frozenset(Path(one).name for one in edge.parents), edge.relation) for edge in edges
-    }
-    return found
+    return {Path(edge.child).name: (frozenset(Path(one).name for one in edge.parents), edge.relation) for edge in edges}
 
 
 def made(*rows: tuple[str, str, str]) -> dict[str, tuple[frozenset[str], str]]:
