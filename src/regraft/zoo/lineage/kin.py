@@ -89,8 +89,10 @@ class Kin:
         for root, group in groups:
             sight = Sight(
                 distances,
+                self._order(group, distances, slots),
                 self.sampled,
                 self.degraded,
+                self._retrained(group, slots),
                 lambda a, b: self.direction(a, b, slots),
                 self.known,
                 self._stated,
@@ -291,6 +293,26 @@ class Kin:
             self.cuts[key] = int(was_cut(mine, theirs)) - int(was_cut(theirs, mine))
             self.cuts[second, first] = -self.cuts[key]
         return self.cuts[key]
+
+    def _retrained(self, nodes: list[int], slots: list[int]) -> frozenset[int]:
+        """What was pruned and then trained with its zeros kept."""
+        return frozenset(
+            node for node in nodes if node not in self.degraded and (self._matrices(node, slots) == 0).mean() >= ZEROS
+        )
+
+    def _order(self, nodes: list[int], distances: np.ndarray, slots: list[int]) -> np.ndarray:
+        """What pairs are linked by: distances; of what was pruned and then trained, over the elements that it has left, for
+        the zeros of two that were pruned are much alike. Where that is a tie, the whole distance decides."""
+        found = distances.copy()
+        sample = self.family.members[0].sample
+        for child in sorted(self._retrained(nodes, slots)):
+            theirs = self._matrices(child, slots)
+            alive = theirs != 0
+            scale = np.tile(sample.scale[sample.matrix], len(slots))[alive]
+            for node in nodes:
+                change = (self._matrices(node, slots)[alive] - theirs[alive]) * scale
+                found[node, child] = found[child, node] = float(change @ change) + 1e-3 * distances[node, child]
+        return found
 
     def _find_degraded(self, nodes: list[int], distances: np.ndarray, slots: list[int]) -> None:
         """Find what is another checkpoint pruned, rounded or put on a grid, with nothing else done to it."""

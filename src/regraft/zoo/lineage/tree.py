@@ -53,16 +53,20 @@ class Sight:
 
     Args:
         distances: D, squared, [n, n].
+        order: What pairs are sorted by: D, but of what pruning has left where one was pruned and trained.
         elements: In the sample: the error of a cosine is 1 / sqrt(elements).
         copies: The original of each degraded copy (pruned, rounded).
+        retrained: What was pruned and then trained: its zeros tell what it was made from, `order` takes them in.
         direction: tau of a pair; reads weights.
         known: 1 or -1 where structure says that the first or the second of a pair is the older one, else 0.
         stated: Whether the second's card names the first.
     """
 
     distances: np.ndarray
+    order: np.ndarray
     elements: int
     copies: Mapping[int, int]
+    retrained: frozenset[int]
     direction: Callable[[int, int], Direction]
     known: Callable[[int, int], int]
     stated: Callable[[int, int], bool]
@@ -153,7 +157,7 @@ def _linked(nodes: list[int], sight: Sight) -> list[_Neighbours]:
             continue
         known = sight.known(first, second)
         if not known and any(
-            copy in copies and copies[copy] in nodes and shifted[copy, other] >= distances[copies[copy], other]
+            copy in copies and copies[copy] in nodes and shifted[copy, other] >= sight.order[copies[copy], other]
             for copy, other in ((first, second), (second, first))
         ):
             continue
@@ -183,15 +187,15 @@ def _named(first: int, second: int, sight: Sight, told: Direction) -> bool:
 
 
 def _without_copies(nodes: list[int], sight: Sight) -> np.ndarray:
-    """Distances with those of degraded copies raised by their error: what descends from the original is not linked to a copy
-    that lies nearer by chance."""
-    shifted = sight.distances.copy()
+    """The order of pairs, with that of degraded copies raised by their error: what descends from the original is not linked
+    to a copy that lies nearer by chance."""
+    shifted = sight.order.copy()
     for copy in nodes:
         original = sight.copies.get(copy)
         if original not in nodes:
             continue
         for other in nodes:
-            if other not in (copy, original):
+            if other not in (copy, original) and other not in sight.retrained:
                 error = 6 * math.sqrt(
                     sight.distances[original, copy] * sight.distances[original, other] / sight.elements
                 )
