@@ -1,7 +1,7 @@
 """How long the catalogue takes to index small checkpoints in several layouts: first, and again when nothing changed.
 
-    python benchmarks/zoo_index.py --scratch /tmp/zoo                10,000 checkpoints, the target: 60 s, then 5 s, on 2 cores
-    python benchmarks/zoo_index.py --scratch /tmp/zoo --count 1000
+    python benchmarks/zoo_index.py --scratch FOLDER                10,000 checkpoints, the target: 60 s, then 5 s, on 2 cores
+    python benchmarks/zoo_index.py --scratch FOLDER --count 1000
 
 Each measured run is a process of its own (`regraft zoo add`), timed from its start to its exit.
 """

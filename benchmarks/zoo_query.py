@@ -1,8 +1,8 @@
 """How long filter, search and tree queries take over a catalogue of as many records as PeaTMOSS has (arXiv 2401.00699).
 
-    python benchmarks/zoo_query.py --scratch /tmp/zoo                      281,638 records; the target: p95 under 50 ms
-    python benchmarks/zoo_query.py --scratch /tmp/zoo --count 28164
-    python benchmarks/zoo_query.py --scratch /tmp/zoo --catalogue postgresql+psycopg://...
+    python benchmarks/zoo_query.py --scratch FOLDER                      281,638 records; the target: p95 under 50 ms
+    python benchmarks/zoo_query.py --scratch FOLDER --count 28164
+    python benchmarks/zoo_query.py --scratch FOLDER --catalogue postgresql+psycopg://...
 
 The records are drawn so that values are as uneven as on a hub (Zipf): a few architectures, licences, tags and parents have most
 of the checkpoints. Queries are drawn from the same values, common and rare ones alike, and take the first 50 results.

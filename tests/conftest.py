@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from regraft import faults
 
 torch.set_num_threads(1)
 # The same examples in every run: a suite that draws new ones each time fails for the person who changed something else.
@@ -267,3 +270,26 @@ def tuned(tmp_path: Path) -> Callable[..., Path]:
         return target
 
     return tune
+
+
+@pytest.fixture(scope="session")
+def killed_at() -> Callable[..., None]:
+    """A function that does something in a child, killed when it passes a fault point for the n-th time: nothing is cleaned up."""
+
+    def kill(point: str, work: Callable[[], object], passes: int = 1) -> None:
+        child = os.fork()
+        if child == 0:
+            left = [passes]
+
+            def hook(name: str) -> None:
+                left[0] -= name == point
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            faults.hook = hook
+            work()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), f"{point} was not passed {passes} times"
+
+    return kill

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,24 +57,6 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def killed_at(point: str, work: Callable[[], object], passes: int = 1) -> None:
-    """Do it in a child that is killed when it passes the point for the n-th time; nothing of it may be cleaned up."""
-    child = os.fork()
-    if child == 0:
-        left = [passes]
-
-        def hook(name: str) -> None:
-            left[0] -= name == point
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        faults.hook = hook
-        work()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), f"{point} was not passed {passes} times"
-
-
 def counted(work: Callable[[], object]) -> int:
     """How many tensors are merged or copied."""
     passed: list[str] = []
@@ -90,7 +71,13 @@ def counted(work: Callable[[], object]) -> int:
     ("tensor merged", 1, 29), ("tensor merged", 17, 13), ("tensor merged", 30, 0), ("merge written", 1, 0),
 ])  # fmt: skip
 def test_killed_it_goes_on(
-    point: str, passes: int, left: int, options: dict[str, Any], three: list[Path], tmp_path: Path
+    point: str,
+    passes: int,
+    left: int,
+    options: dict[str, Any],
+    three: list[Path],
+    tmp_path: Path,
+    killed_at: Callable[..., None],
 ) -> None:
     spec, out = recipe(three, **options), tmp_path / "out"
     assert counted(lambda: merge(spec, tmp_path / "whole")) == 30
@@ -102,7 +89,7 @@ def test_killed_it_goes_on(
     assert names(tmp_path) == {"base", "a", "b", "out", "whole"}
 
 
-def test_killed_again_and_again(three: list[Path], tmp_path: Path) -> None:
+def test_killed_again_and_again(three: list[Path], tmp_path: Path, killed_at: Callable[..., None]) -> None:
     """With other numbers of threads each time."""
     spec, out = recipe(three), tmp_path / "out"
     merge(spec, tmp_path / "whole")
@@ -112,14 +99,18 @@ def test_killed_again_and_again(three: list[Path], tmp_path: Path) -> None:
     assert files(out) == files(tmp_path / "whole")
 
 
-def test_the_inputs_may_be_given_in_another_order(three: list[Path], tmp_path: Path) -> None:
+def test_the_inputs_may_be_given_in_another_order(
+    three: list[Path], tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
     base, a, b = three
     killed_at("tensor merged", lambda: merge(spec_of("ties", [a, b], base, weight=[1.0, 0.5]), tmp_path / "out"), 20)
     assert counted(lambda: merge(spec_of("ties", [b, a], base, weight=[0.5, 1.0]), tmp_path / "out")) == 10
 
 
 @pytest.mark.parametrize("change", ["option", "weight", "seed", "format", "file"])
-def test_another_merge_begins_anew(change: str, three: list[Path], tmp_path: Path) -> None:
+def test_another_merge_begins_anew(
+    change: str, three: list[Path], tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
     """Another recipe, or other files under the same names: what was written half belongs to neither."""
     out = tmp_path / "out"
     killed_at("tensor merged", lambda: merge(recipe(three), out), 20)
@@ -138,7 +129,7 @@ def test_another_merge_begins_anew(change: str, three: list[Path], tmp_path: Pat
     assert files(out) == files(tmp_path / "whole")
 
 
-def test_what_was_copied_is_not_copied_again(written: Any, tmp_path: Path) -> None:
+def test_what_was_copied_is_not_copied_again(written: Any, tmp_path: Path, killed_at: Callable[..., None]) -> None:
     tensors = {"h.0.w": np.ones((8, 8), np.float32), "ids": np.arange(9), "mask": np.array([True, False])}
     folders = [written(name, tensors | {"h.0.w": tensors["h.0.w"] + step}) for step, name in enumerate(("x", "y"))]
     spec = spec_of("linear", folders)
@@ -150,7 +141,9 @@ def test_what_was_copied_is_not_copied_again(written: Any, tmp_path: Path) -> No
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
-def test_a_lora_out_is_made_again(tiny_bert: Path, adapter_maker: Any, tmp_path: Path) -> None:
+def test_a_lora_out_is_made_again(
+    tiny_bert: Path, adapter_maker: Any, tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
     inputs = [f"{tiny_bert}+{adapter_maker(tiny_bert, tmp_path / name)}" for name in ("x", "y")]
     spec = spec_of("task_arithmetic", inputs, tiny_bert, output=Output(format="lora", rank=2))
     killed_at("merge written", lambda: merge(spec, tmp_path / "out"))

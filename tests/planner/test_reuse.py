@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,19 +109,10 @@ def test_same_seed_gives_the_same_weights(run_reuse: Reuse) -> None:
     assert weights(run_reuse(out="one")) == weights(run_reuse(out="two"))
 
 
-def killed_at(point: str, work: Callable[[], object]) -> None:
-    """Do it in a child that dies at the fault point; nothing of it may be cleaned up."""
-    child = os.fork()
-    if child == 0:
-        faults.hook = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == point else None
-        work()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), f"{point} was never passed"
-
-
 @pytest.mark.parametrize("point", faults.REUSE)
-def test_killed_at_a_fault_point_ends_the_same(point: str, run_reuse: Reuse, tmp_path: Path) -> None:
+def test_killed_at_a_fault_point_ends_the_same(
+    point: str, run_reuse: Reuse, tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
     whole = run_reuse(out="whole")
     killed_at(point, lambda: run_reuse(out="killed"))
     again = run_reuse(out="killed")
@@ -133,7 +122,9 @@ def test_killed_at_a_fault_point_ends_the_same(point: str, run_reuse: Reuse, tmp
 
 
 @pytest.mark.parametrize("point", ["features written", "ranked", "leg measured", "family chosen", "result written"])
-def test_killed_under_a_time_budget_keeps_what_was_decided(point: str, run_reuse: Reuse, tmp_path: Path) -> None:
+def test_killed_under_a_time_budget_keeps_what_was_decided(
+    point: str, run_reuse: Reuse, tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
     killed_at(point, lambda: run_reuse("20s", out="killed"))
     ledger = Ledger(tmp_path / "killed" / "ledger.sqlite")
     before = {key: value for key, _, value in ledger.entries()}

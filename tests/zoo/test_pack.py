@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,24 +84,6 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def killed_at(point: str, work: Callable[[], object], passes: int = 1) -> None:
-    """Do it in a child that is killed when it passes the point for the n-th time; nothing of it may be cleaned up."""
-    child = os.fork()
-    if child == 0:
-        left = [passes]
-
-        def hook(name: str) -> None:
-            left[0] -= name == point
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        faults.hook = hook
-        work()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), f"{point} was not passed {passes} times"
-
-
 def test_everything_comes_back(tuned: Path, base: Path, tmp_path: Path) -> None:
     before = content(tuned)
     report = pack(tuned, base, tmp_path / "packed")
@@ -178,7 +159,7 @@ def test_replace_removes_the_original_at_the_end(tuned: Path, base: Path, tmp_pa
 
 @pytest.mark.parametrize(("point", "passes"), [(point, 1) for point in POINTS] + [("packed file written", 4)])
 def test_killed_anywhere_something_whole_is_left(
-    point: str, passes: int, tuned: Path, base: Path, tmp_path: Path
+    point: str, passes: int, tuned: Path, base: Path, tmp_path: Path, killed_at: Callable[..., None]
 ) -> None:
     """The original, or the verified pack; and a second call ends what the first began."""
     before, out = content(tuned), tmp_path / "packed"
@@ -201,7 +182,9 @@ def test_killed_anywhere_something_whole_is_left(
 
 
 @pytest.mark.parametrize("point", ["restored file written", "restore verified"])
-def test_a_killed_restore_leaves_nothing_that_looks_whole(point: str, tuned: Path, base: Path, tmp_path: Path) -> None:
+def test_a_killed_restore_leaves_nothing_that_looks_whole(
+    point: str, tuned: Path, base: Path, tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
     pack(tuned, base, tmp_path / "packed")
     killed_at(point, lambda: restore(tmp_path / "packed", tmp_path / "again", workers=1))
     assert not (tmp_path / "again").exists()

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,24 +200,6 @@ def test_a_worker_that_dies_costs_one_folder(catalogue: Catalogue, zoo: Path, tm
     assert [Path(one.path).name for one in found.unreadable if "ended the process" in one.problem] == ["m2"]
 
 
-def killed_at(point: str, work: Callable[[], object], passes: int) -> None:
-    """Do it in a child that is killed when it passes the point for the n-th time."""
-    child = os.fork()
-    if child == 0:
-        left = [passes]
-
-        def hook(name: str) -> None:
-            left[0] -= name == point
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        faults.hook = hook
-        work()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), f"{point} was not passed {passes} times"
-
-
 @pytest.mark.parametrize(
     ("point", "passes"), [(point, 1) for point in faults.INDEX] + [(point, 2) for point in faults.INDEX[:2]]
 )
@@ -230,6 +211,7 @@ def test_killed_and_run_again_is_as_never_killed(
     checkpoint_maker: Any,
     point: str,
     passes: int,
+    killed_at: Callable[..., None],
 ) -> None:
     monkeypatch.setattr(sys.modules["regraft.zoo.catalogue.index"], "BATCH", 2)
     other = tmp_path / "clean.sqlite"
