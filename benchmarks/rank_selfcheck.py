@@ -3,7 +3,8 @@
     python benchmarks/rank_selfcheck.py
 
 Each task is left out in turn, and each family of checkpoints; weighted tau, regret of the first choice and coverage of the
-intervals with 95 % bootstrap intervals over what was left out, and the noise ceiling of the table.
+intervals with 95 % bootstrap intervals over tasks, and the noise ceiling of the table. hwu64, its scenarios and its actions are
+the same texts: they are left out together and count as one. MiniLM's layers and fine-tunes are one family.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import common
+from rank_truth import SHARED_TEXTS
 
 from regraft.rank.fusion.history import Result
-from regraft.rank.fusion.selfcheck import LeaveOut, selfcheck
+from regraft.rank.fusion.selfcheck import LEFT_OUT, selfcheck
 
-FIELDS = ("checkpoint", "task", "accuracy", "rows", "seed", "family", "facts", "scores", "early")
+FIELDS = ("checkpoint", "task", "accuracy", "rows", "seed", "facts", "scores", "early")
+FAMILY = {"fine-tuned": "minilm"}
 
 
 def main() -> None:
@@ -27,10 +30,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the results files")
     given = parser.parse_args()
     table = common.Results("rank_truth", given.results)
-    history = [Result(**{name: cell[name] for name in FIELDS}) for _, cell in sorted(table.cells.items())]
+    history = [
+        Result(
+            **{name: cell[name] for name in FIELDS}, family=FAMILY.get(cell["family"], cell["family"]),
+            source=SHARED_TEXTS[0] if cell["task"] in SHARED_TEXTS else "",
+        ) for _, cell in sorted(table.cells.items())
+    ]  # fmt: skip
     results = common.Results("rank_selfcheck", given.results)
-    kinds: tuple[LeaveOut, ...] = ("task", "family")
-    for leave_out in kinds:
+    for leave_out in LEFT_OUT:
         found = selfcheck(history, leave_out=leave_out)
         figures: dict[str, Any] = {one.name: asdict(one) for one in found}
         results.put(leave_out, {"ways": figures, "results": len(history)})

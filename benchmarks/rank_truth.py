@@ -9,7 +9,8 @@
     known before  every registered score on the last layer's mean and on the mean over layers; left-out accuracy of the linear
                   probe (last, mean, all); accuracy of a short run (a fifth of the steps on 800 rows) on the 200 others
 
-Each cell is a line of benchmarks/results/rank_truth.json, written when it is done: a run that was stopped goes on.
+One way to train serves all: random weights get no more epochs than trained ones, as in the main job, and no chance to win with
+1,000 rows. Each cell is a line of benchmarks/results/rank_truth.json, written when it is done: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from regraft.train.loop import Data, Leg
 TASKS = ("banking77", "snips", "hwu64", "scenario", "action", "pydoc")
 SHARED_TEXTS = ("hwu64", "scenario", "action")
 SEEDS = (0, 1)
+ROWS = 1000
 TEST_ROWS = 1500
 HELD_OUT = 0.2
 EPOCHS, SHORT = 3, 0.2
@@ -146,7 +148,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with banking77/, snips/ and hwu64/")
     parser.add_argument("--scratch", type=Path, required=True, help="where fine-tuned sources are kept")
     parser.add_argument("--only", choices=TASKS)
-    parser.add_argument("--rows", type=int, default=1000, help="training rows; fewer to try the script with")
+    parser.add_argument("--rows", type=int, default=ROWS, help="training rows; fewer to try the script with")
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the results file")
     given = parser.parse_args()
     torch.set_num_threads(common.THREADS)
@@ -160,7 +162,7 @@ def main() -> None:
             test = permutation(len(task.test), 0, "rank truth test", name)[:TEST_ROWS]
             texts, labels = [task.train.texts[row] for row in rows], task.train.labels[rows]
             for source in everyone:
-                key = f"{source.checkpoint.name}/{name}/{seed}"
+                key = f"{source.checkpoint.name}/{name}/{seed}" + ("" if given.rows == ROWS else f"/{given.rows} rows")
                 if key in results.cells or not source.fits(name):
                     continue
                 started, trials = time.monotonic(), given.scratch / "truth-trials"

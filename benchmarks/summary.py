@@ -146,9 +146,14 @@ def rank_timm(content: dict[str, Any]) -> str:
         for name, way in sorted(cell["ways"].items(), key=lambda one: -one[1]["weighted_tau"]):
             inside = "-" if way["coverage"] is None else f"{way['coverage']:.1%}"
             lines.append(
-                f"| {key} | {name} | {way['weighted_tau']:.3f} | {way['regret_points']:.2f} | {inside} | {way['sets']} |"
+                f"| {key} | {name} | {way['weighted_tau']:.3f}{_between(way.get('tau_interval'), 3)} | "
+                f"{way['regret_points']:.2f}{_between(way.get('regret_interval'), 2)} | {inside} | {way['sets']} |"
             )
     return "\n".join(lines) + "\n" + _measured_on(content)
+
+
+def _between(interval: list[float] | None, digits: int) -> str:
+    return "" if interval is None else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
 
 
 def _measured_on(content: dict[str, Any]) -> str:

@@ -314,3 +314,15 @@ def test_tokenizers_that_cannot_be_used(tiny_bert: Path, tiny_gpt2: Path, copy_o
     with pytest.raises(CheckpointError, match=r"has \d+ tokens, the model \d+") as caught:
         load_tokenizer(open_checkpoint(str(folder)))
     assert caught.value.remedy
+
+
+def test_a_config_of_other_sizes_is_refused_by_tensor(tiny_bert: Path, copy_of: Copy) -> None:
+    folder = copy_of(tiny_bert, "other-sizes")
+    edit(folder / "config.json", vocab_size=999)
+    with pytest.raises(CheckpointError, match=r"word_embeddings\.weight do not fit config\.json") as caught:
+        load_encoder(open_checkpoint(str(folder)))
+    assert "belongs to the weights" in caught.value.remedy
+    folder = copy_of(tiny_bert, "no-such-activation")
+    edit(folder / "config.json", hidden_act="nonsense")
+    with pytest.raises(CheckpointError, match="KeyError: 'nonsense'"):
+        load_encoder(open_checkpoint(str(folder)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,26 @@ def test_links_that_leave_the_folder(tiny_bert: Path, copy_of: Copy, tmp_path: P
     (folder / "below" / "inside.json").symlink_to(folder / "config.json")
     (tmp_path / "link").symlink_to(folder)
     assert open_checkpoint(str(tmp_path / "link")).num_layers == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are of POSIX")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "notes"])
+def test_a_pipe_is_refused_and_not_waited_for(name: str, tiny_bert: Path, copy_of: Copy) -> None:
+    folder = copy_of(tiny_bert)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    refused(folder, UnsafeCheckpointError, str(folder / name), "no regular file")
+
+
+def test_weights_of_whole_numbers_are_no_weights(tiny_bert: Path, copy_of: Copy) -> None:
+    folder = copy_of(tiny_bert)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name: one.astype(np.int32) for name, one in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    refused(folder, CheckpointError, str(folder), "no floating-point numbers (I32)")
 
 
 def test_links_are_found_however_deep_they_lie(tiny_bert: Path, copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from regraft.cli.app import app, run
+from regraft.errors import CheckpointError, MethodError, TaskError
+from regraft.rank.fusion.history import Result, add_results
 
 COMMANDS = [
     ["reuse"], ["run"], ["rank"], ["adapt"], ["evaluate"], ["predict"], ["verify"], ["methods"],
@@ -83,6 +85,35 @@ def test_rank(tiny_bert: Path, toy_task_files: Path) -> None:
     assert all(one["low"] <= one["score"] <= one["high"] for one in found["ranking"])
 
 
+def test_rank_shows_further_scores_and_baselines(tiny_bert: Path, toy_task_files: Path) -> None:
+    found = call("rank", toy_task_files, "--zoo", tiny_bert, "--budget", "1m", "--score", "h_score", "--score", "parc")
+    assert all({"h_score", "parc"} <= one["scores"].keys() and one["reason"] for one in found["ranking"])
+    assert {one["name"] for one in found["baselines"]} == {"majority", "tfidf"}
+    result = CliRunner().invoke(app, ["rank", str(toy_task_files), "--zoo", str(tiny_bert), "--score", "leep"])
+    assert isinstance(result.exception, MethodError) and "source outputs" in result.exception.problem
+
+
+def test_rank_without_a_task_says_what_to_give() -> None:
+    result = CliRunner().invoke(app, ["rank"])
+    assert isinstance(result.exception, TaskError) and "--selfcheck" in str(result.exception.remedy)
+
+
+def test_selfcheck_is_of_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_STORE", str(tmp_path))
+    result = CliRunner().invoke(app, ["rank", "--selfcheck"])
+    assert isinstance(result.exception, TaskError) and "The history holds 0" in result.exception.problem
+    add_results([
+        Result(f"m{at}", f"t{task}", 0.5 + 0.1 * at + 0.01 * task, family=f"f{at}", early={"probe": 0.4 + 0.1 * at})
+        for task in range(4) for at in range(3)
+    ])  # fmt: skip
+    found = {one["name"]: one for one in call("rank", "--selfcheck")}
+    assert found["probe"]["tau"] == [1.0, 1.0, 1.0] and found["probe"]["regret"] == [0.0, 0.0, 0.0]
+    assert {"fusion", "prior"} <= found.keys()
+    assert {one["parts"] for one in call("rank", "--selfcheck", "--leave-out", "family")} == {4}
+    result = CliRunner().invoke(app, ["rank", "--selfcheck", "--leave-out", "seed"])
+    assert isinstance(result.exception, TaskError)
+
+
 def test_evaluate_agrees_with_the_member(member: Path, toy_task_files: Path) -> None:
     found = call("evaluate", member, toy_task_files)
     claims = json.loads((member / "certificate.json").read_text())["claims"]
@@ -99,7 +130,29 @@ def test_predict_reads_files_and_keeps_the_order(member: Path, tmp_path: Path) -
     assert call("predict", member, lines) == call("predict", member, table)
     out = tmp_path / "labels.csv"
     assert CliRunner().invoke(app, ["predict", str(member), str(lines), "--out", str(out)]).exit_code == 0
-    assert out.read_text().splitlines()[0] == "text,label,probability"
+    assert out.read_text().splitlines()[0] == "row,text,label,probability"
+
+
+def test_predictions_say_their_rows_and_never_cover_the_texts(member: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "texts.txt"
+    lines.write_text("\nfirst text\n\nsecond\ttext\n")
+    assert [one["row"] for one in call("predict", member, lines)] == [2, 4]
+    shown = CliRunner().invoke(app, ["predict", str(member), str(lines)]).stdout.splitlines()
+    assert [len(line.split("\t")) for line in shown] == [3, 3]
+    table = tmp_path / "in.csv"
+    table.write_text("text,label\na text,gold\n")
+    result = CliRunner().invoke(app, ["predict", str(member), str(table), "--out", str(table)])
+    assert isinstance(result.exception, TaskError) and "holds the texts themselves" in result.exception.problem
+    assert table.read_text() == "text,label\na text,gold\n"
+
+
+def test_a_run_is_no_member(member: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "family" / "small").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    for command in (["verify", run], ["predict", run, "-"]):
+        result = CliRunner().invoke(app, list(map(str, command)), input="text")
+        assert isinstance(result.exception, CheckpointError) and "family/NAME, of small" in str(result.exception.remedy)
 
 
 def test_verify_passes_and_fails_by_exit_status(member: Path, toy_task_files: Path, copy_of: Any) -> None:

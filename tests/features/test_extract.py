@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,57 @@ def test_what_shares_a_pass(tiny_bert: Path, tiny_gpt2: Path, tiny_adapter: Path
         [tiny_gpt2.name], [name, f"{name}#layers=3", f"{name}#layers=1"], [f"{name}#random=0"],
         [f"{name}+{tiny_adapter}"],
     ]  # fmt: skip
+
+
+@pytest.fixture
+def cut_to_two(tiny_bert: Path, copy_of: Any) -> Path:
+    """The first two layers in a folder of their own, as a stock model writes them."""
+    folder: Path = copy_of(tiny_bert, "cut")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: one for name, one in tensors.items() if not re.search(r"layer\.[23]\.", name)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_folders_of_equal_tensors_share_one_pass(
+    cut_to_two: Path, tiny_bert: Path, tmp_path: Path, store: Store, passes: list[int]
+) -> None:
+    zoo = [opened(cut_to_two), opened(tiny_bert), opened(cut_to_two, "#layers=1")]
+    assert [[one.num_layers for one in group] for group in shared_passes(zoo).values()] == [[4, 2, 1]]
+    found = extract_all(zoo, TEXTS, store=store)
+    assert sum(passes) == len(TEXTS) + 2 * 2 * 4
+    alone = extract(zoo[0], TEXTS, store=Store(tmp_path / "alone"))
+    np.testing.assert_allclose(found[zoo[0].name].by_layer, alone.by_layer, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["encoder.layer.1.output.dense.weight", "embeddings.word_embeddings.weight", "layer_norm_eps", "tokenizer"],
+)
+def test_folders_that_differ_share_no_pass(change: str, cut_to_two: Path, tiny_bert: Path) -> None:
+    if change == "tokenizer":
+        path = cut_to_two / "tokenizer.json"
+        path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false').replace(
+            '"lowercase":true', '"lowercase":false'))  # fmt: skip
+    elif change == "layer_norm_eps":
+        config = json.loads((cut_to_two / "config.json").read_text())
+        (cut_to_two / "config.json").write_text(json.dumps(config | {change: 1e-6}))
+    else:
+        tensors = load_file(cut_to_two / "model.safetensors")
+        tensors[change][-1, -1] += 1.0
+        save_file(tensors, cut_to_two / "model.safetensors", metadata={"format": "pt"})
+    assert len(shared_passes([opened(cut_to_two), opened(tiny_bert)])) == 2
+
+
+def test_a_head_does_not_keep_folders_from_sharing(cut_to_two: Path, tiny_bert: Path) -> None:
+    tensors = load_file(cut_to_two / "model.safetensors")
+    for name in tensors:
+        if "pooler" in name:
+            tensors[name] += 1.0
+    save_file(tensors, cut_to_two / "model.safetensors", metadata={"format": "pt"})
+    assert len(shared_passes([opened(cut_to_two), opened(tiny_bert)])) == 1
 
 
 @pytest.fixture

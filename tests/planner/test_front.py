@@ -34,6 +34,13 @@ def test_latency_speaks_when_it_clearly_differs() -> None:
     assert dominates(slow, Point("not measured", 0.8, 100, None))
 
 
+def test_among_equals_the_smaller_and_then_the_simpler_wins() -> None:
+    points = [Point("a full", 0.9, 100, None, 1), Point("probe", 0.9, 100, None, 0), Point("small", 0.9, 50, None, 2)]
+    assert [point.name for point in front(points)[0]] == ["small"]
+    assert [point.name for point in front(points[:2])[0]] == ["probe"]
+    assert [point.name for point in few(points, 1)] == ["small"]
+
+
 def test_of_two_equals_one_is_kept() -> None:
     twins = [Point("b", 0.9, 100, 1.0), Point("a", 0.9, 100, 1.0)]
     kept, beaten = front(twins)
@@ -79,7 +86,7 @@ def test_the_order_of_the_points_does_not_matter(points: list[Point], random: ob
 def test_few_keeps_the_best_and_what_it_is_told_to(points: list[Point], count: int, data: st.DataObject) -> None:
     keep = data.draw(st.lists(st.sampled_from([point.name for point in points]), max_size=3, unique=True))
     chosen = few(points, count, keep)
-    best = min(points, key=lambda point: (-point.quality, point.name))
+    best = min(points, key=lambda point: (-point.quality, point.parameters, point.name))
     assert chosen[0] == best
     assert len(chosen) == min(len(points), max(count, 1))
     assert set(chosen) <= set(points)

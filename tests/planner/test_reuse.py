@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from regraft import faults
+from regraft.checkpoint import open_checkpoint
 from regraft.errors import RunError, RunLockedError
 from regraft.ledger import Ledger
 from regraft.planner.family import Family
 from regraft.planner.run import Run
+from regraft.store import Store
 
 Reuse = Callable[..., Family]
 
@@ -260,3 +262,40 @@ def test_disk_full_leaves_no_result(run_reuse: Reuse, tmp_path: Path, monkeypatc
     assert not (tmp_path / "run" / "result.json").exists()
     assert not list((tmp_path / "run" / "family").iterdir())
     assert run_reuse().members
+
+
+def test_a_damaged_member_and_a_lost_report_are_made_again(run_reuse: Reuse, tmp_path: Path) -> None:
+    before = run_reuse()
+    kept = weights(before)
+    member = before.members[0].path / "model.safetensors"
+    member.write_bytes(member.read_bytes()[:-100])
+    again = run_reuse()
+    assert weights(again) == kept and {one.path.name for one in again} == set(kept)
+    assert open_checkpoint(str(member.parent)).weights_id == kept[member.parent.name]
+    shutil.rmtree(tmp_path / "run" / "family" / member.parent.name)
+    assert weights(run_reuse()) == kept and member.is_file()
+
+
+def test_a_copied_run_speaks_of_itself(run_reuse: Reuse, tmp_path: Path) -> None:
+    run_reuse(out="first")
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    family = run_reuse(out="copy", store=Store(tmp_path / "store-first"))
+    assert {one.path.parent for one in family} == {tmp_path / "copy" / "family"}
+    assert family.report.parent == tmp_path / "copy"
+
+
+def test_damaged_states_of_trials_are_made_again(run_reuse: Reuse, tmp_path: Path) -> None:
+    kept = weights(run_reuse())
+    run = tmp_path / "run"
+    for path in (run / "trials").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "family")
+    assert weights(run_reuse()) == kept
+
+
+def test_random_weights_are_in_the_table_of_a_small_budget_of_trials(run_reuse: Reuse) -> None:
+    family = run_reuse(budget="3trials")
+    scratch = next(one for one in family.result["baselines"] if one["name"] == "from scratch")
+    assert scratch["test"] is not None

@@ -11,7 +11,8 @@ import torch
 
 from regraft.errors import BudgetError, CheckpointError
 from regraft.planner import forecast, pace
-from regraft.planner.single import adapt_one, rank_zoo
+from regraft.planner.ranking import rank_zoo
+from regraft.planner.single import adapt_one
 from regraft.store import Store
 
 

@@ -146,6 +146,21 @@ def test_a_label_that_no_model_predicts_is_one_that_all_got_wrong() -> None:
     assert selector.best == [0, 1]
 
 
+def test_a_label_of_another_kind_is_refused() -> None:
+    selector = ModelSelector(np.array([[0, 1], [1, 1], [2, 0]]), epsilon=0.4)
+    with pytest.raises(TaskError, match="The label of row 0 is '1', and models predict 1"):
+        selector.tell(0, "1")
+    assert not selector.labelled
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = np.random.default_rng(0).integers(0, 5, (40, 7))
+    belief = np.full(7, 1 / 7)
+    whole = information(predictions, belief, 0.4, 5)
+    monkeypatch.setattr("regraft.rank.few_labels.CELLS", 3 * 7)
+    assert np.array_equal(information(predictions, belief, 0.4, 5), whole)
+
+
 def test_posteriors_of_many_labels_stay_finite() -> None:
     assert posterior([5000.0, 4990.0], 0.01) == pytest.approx([1.0, 0.0], abs=1e-12)
 

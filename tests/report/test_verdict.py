@@ -61,7 +61,7 @@ def test_a_result_below_a_baseline_says_so(variants: ModuleType) -> None:
 def test_a_baseline_as_the_answer_is_said_first(variants: ModuleType) -> None:
     found = verdict(variants.baseline_best())
     assert found.title == "Take the baseline: TF-IDF + logistic regression"
-    assert found.sentences[0].startswith("The budget of 5s gave no adapted checkpoint that does better")
+    assert found.sentences[0].startswith("The budget of 5s left no time to try a checkpoint")
     assert found.snippet == ""
     other = verdict(variants.baseline_beats_family())
     assert other.sentences[0].startswith("No adapted checkpoint did better on validation data")

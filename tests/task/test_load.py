@@ -20,6 +20,11 @@ from regraft.task.clean import fold
 ROWS = [(f"{word} number {i}", label) for i in range(20) for word, label in (("up", "rise"), ("down", "fall"))]
 
 
+def said(task: Task) -> tuple[str, ...]:
+    """Its notes, without those that warn of how little the toy data are."""
+    return tuple(note for note in task.notes if not note.endswith("say little."))
+
+
 def write_csv(path: Path, rows: list[tuple[Any, ...]], header: tuple[str, ...] = ("text", "label")) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -41,7 +46,7 @@ def test_one_file_is_split_70_10_20(tmp_path: Path) -> None:
     assert task.label_names == ("a", "b")
     assert np.bincount(task.test.labels).tolist() == [100, 100]
     assert sorted(row for part in content(task).values() for row in part) == sorted(rows)
-    assert task.notes == (
+    assert said(task) == (
         "test: 200 rows held out of train, stratified.",
         "validation: 100 rows held out of train, stratified.",
     )
@@ -94,7 +99,7 @@ def test_folder_with_given_splits(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text('{"label": "fall", "text": "down there"}\n', encoding="utf-8")
     task = load_task(str(tmp_path))
     assert (len(task.train), len(task.validation), len(task.test)) == (40, 2, 1)
-    assert task.notes == ()
+    assert said(task) == ()
     assert task.test.texts == ["down there"]
     assert task.name == tmp_path.name
 
@@ -151,11 +156,40 @@ def test_rows_that_cannot_be_used_are_left_out_and_noted(tmp_path: Path) -> None
         ("down number 3", "rise"),
     ]
     task = load_task(write_csv(tmp_path / "d.csv", rows))
-    assert sum(map(len, task.splits().values())) == len(ROWS)
+    assert sum(map(len, task.splits().values())) == len(ROWS) - 1
     assert "train: 2 rows without text left out." in task.notes
     assert "train: 1 row without a label left out." in task.notes
-    assert "train: 2 rows left out, repeating another's text." in task.notes
+    assert "train: 1 row left out, repeating another's text." in task.notes
+    assert "train: 1 text left out with labels that contradict each other equally often." in task.notes
+
+
+def test_the_majority_settles_a_conflict_and_a_tie_is_left_out(tmp_path: Path) -> None:
+    rows = [
+        *ROWS,
+        ("two to one", "rise"),
+        ("Two to one", "fall"),
+        ("two  to one", "rise"),
+        ("one to one", "rise"),
+        ("one to one", "fall"),
+    ]
+    task = load_task(write_csv(tmp_path / "d.csv", rows))
+    found = {text: task.label_names[label] for split in task.splits().values()
+             for text, label in zip(split.texts, split.labels, strict=True)}  # fmt: skip
+    assert "one to one" not in found
+    assert {label for text, label in found.items() if text.casefold().split()[:3] == ["two", "to", "one"]} == {"rise"}
     assert "train: 1 text had more than one label; the most frequent is kept." in task.notes
+
+
+def test_a_guess_is_said_and_little_data_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("comment,team\n" + "".join(f"{text},{label}\n" for text, label in ROWS))
+    task = load_task(str(path))
+    assert task.notes[0] == "columns: text 'comment' and label 'team', guessed by name and content."
+    assert any(
+        note.startswith("validation: ") and note.endswith("figures on so little say little.") for note in task.notes
+    )
+    named = load_task(str(path), text_column="comment", label_column="team")
+    assert named.notes == task.notes[1:]
 
 
 def test_overlap_is_removed_from_train(tmp_path: Path) -> None:
@@ -166,7 +200,7 @@ def test_overlap_is_removed_from_train(tmp_path: Path) -> None:
     task = load_task(str(tmp_path))
     assert (len(task.train), len(task.validation), len(task.test)) == (40, 2, 3)
     assert decomposed in task.test.texts  # compared in normal form, kept as written
-    assert task.notes == (
+    assert said(task) == (
         "validation: 1 row left out, also in test.",
         "train: 1 row left out, also in test.",
         "train: 1 row left out, also in validation.",

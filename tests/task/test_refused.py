@@ -35,7 +35,7 @@ def rows(*pairs: tuple[str, Any]) -> str:
         (GOOD + "alone\n", "line 32: 1 fields, the header has 2"),
         (GOOD + '"he said "no" twice",a\n', "line 32: .*expected after"),
         (GOOD + '"never closed,a\n', "line 32: unexpected end of data"),
-        ("text,label\n" + "same,a\nother,b\n" * 2, "2 usable training examples are too few. Give at least 10"),
+        ("text,label\n" + "same,a\nother,b\n" * 2, "2 training examples are left .*too few"),
         ("text,label\n" + "".join(f"t{i},a\n" for i in range(30)), "every row has the label 'a'"),
         ("text,label\n" + "".join(f"t{i},\n" for i in range(30)), "column 'label' is empty in all rows"),
         ("text,label\n" + ",a\n,b\n" * 10, "column 'text' is empty"),
@@ -86,7 +86,9 @@ def test_json(tmp_path: Path, body: str, words: str) -> None:
 
 
 def test_five_examples(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"5 usable training examples are too few. Give at least 10"):
+    with pytest.raises(
+        TaskError, match=r"5 training examples are left after duplicates and held-out splits: too few. Give data"
+    ):
         load_task(write(tmp_path / "d.csv", "text,label\n" + "".join(f"t{i},{i % 2}\n" for i in range(5))))
 
 

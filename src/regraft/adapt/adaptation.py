@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from regraft import faults, methods
 from regraft.adapt.heads import Head
@@ -129,13 +130,16 @@ class Adaptation:
         return self._state.step
 
     def resume(self, legs: int) -> bool:
-        """Go back to the state after that many legs; False when it is not on disk."""
+        """Go back to the state after that many legs; False when it is not on disk, or damaged there."""
         if legs == self._state.legs:
             return True
         folder = self.folder / f"leg-{legs}"
         if not folder.is_dir():
             return False
-        self._state = State.load(folder)
+        try:
+            self._state = State.load(folder)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            return False
         load_weights(self.classifier, self._state.averaged)
         return True
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 
 from regraft.budget import Deadline
+from regraft.errors import StoreError
 from regraft.methods import Source, method
 from regraft.store import whole_folder
 from regraft.train.logistic import ITERATIONS, fit_logistic
@@ -100,7 +102,16 @@ def save_head(head: Head, folder: Path) -> None:
 
 
 def load_head(folder: Path) -> Head:
-    """Read a head that `save_head` wrote."""
-    with np.load(folder / "head.npz", allow_pickle=False) as arrays:
-        view: Any = str(arrays["view"])
-        return Head(view, arrays["weight"], arrays["bias"], float(arrays["l2"]), int(arrays["iterations"]))
+    """Read a head that `save_head` wrote.
+
+    Raises:
+        StoreError: It is missing or damaged.
+    """
+    path = folder / "head.npz"
+    try:
+        # Opened here: numpy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            view: Any = str(arrays["view"])
+            return Head(view, arrays["weight"], arrays["bias"], float(arrays["l2"]), int(arrays["iterations"]))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as fault:
+        raise StoreError(f"{path} cannot be read: {fault}.", "Remove the folder; it is made again.") from fault

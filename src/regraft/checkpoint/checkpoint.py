@@ -150,7 +150,7 @@ class Checkpoint:
             "checkpoint",
             self.weights_id,
             self._function,
-            self._tokenizer_id(),
+            self.tokenizer_id,
             str(self.max_length),
             identity.canonical([[kind, _module_config(self.folder / where, where)] for kind, where in self.modules]),
             identity.canonical(self.labels),
@@ -178,7 +178,9 @@ class Checkpoint:
         """The same checkpoint under another name."""
         return dataclasses.replace(self, name=name)
 
-    def _tokenizer_id(self) -> str:
+    @cached_property
+    def tokenizer_id(self) -> str:
+        """sha256 over what decides the tokens."""
         folder = self.encoder_folder
         settings = optional_json_object(folder / "special_tokens_map.json")
         settings |= optional_json_object(folder / "tokenizer_config.json")
@@ -290,6 +292,12 @@ def read_all_tensors(folder: Path, encoder_folder: Path, modules: tuple[tuple[st
                 "a quantised format that cannot be computed here.",
                 "Use the checkpoint in float32, float16 or bfloat16.",
             )
+    if not any(tensor.dtype in ("F64", "F32", "F16", "BF16") for tensor in tensors.values()):
+        kinds = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
+        raise CheckpointError(
+            f"The weights of {encoder_folder} are no floating-point numbers ({kinds}).",
+            "Use the checkpoint in float32, float16 or bfloat16.",
+        )
     for _, where in modules[1:]:
         path = folder / where / SINGLE
         if where and path.exists():

@@ -139,18 +139,22 @@ def _load(auto: Any, ckpt: Checkpoint, dtype: torch.dtype, may_miss: tuple[str, 
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
-    except Exception as error:  # shapes that do not fit, files that vanished, memory
+    except Exception as error:  # an entry of the config that no class knows, files that vanished, memory
         raise CheckpointError(f"The weights in {folder} cannot be loaded ({_words(error)}).", AGAIN) from error
+    if report["mismatched_keys"]:
+        names = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+        raise CheckpointError(
+            f"In {folder} the shapes of {_some(names)} do not fit config.json.",
+            "Use the config.json that belongs to the weights.",
+        )
     missing = sorted(map(str, report["missing_keys"]))
     needed = [name for name in missing if not any(part in name for part in may_miss)]
     if needed:
         raise CheckpointError(
             f"The weights in {folder} lack {_some(needed)}, which {type(model).__name__} needs.", AGAIN
         )
-    if report["mismatched_keys"]:
-        names = sorted(str(entry[0]) for entry in report["mismatched_keys"])
-        raise CheckpointError(f"In {folder} the shapes of {_some(names)} do not fit config.json.", AGAIN)
     unused = [
         name
         for name in sorted(map(str, report["unexpected_keys"]))
@@ -219,4 +223,6 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """What a library says of a file, in a line; a bare name or number says nothing without what it is an error of."""
+    said = " ".join(str(error).split())[:300]
+    return said if len(said.split()) > 2 else f"{type(error).__name__}: {said}".rstrip(": ")

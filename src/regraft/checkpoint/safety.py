@@ -25,12 +25,13 @@ MOST_ENTRIES = 20_000
 
 
 def check_links(folder: Path) -> None:
-    """Refuse links that leave the folder; the Hub cache's own links into `blobs/` stay within their repository.
+    """Refuse links that leave the folder, and pipes, sockets and devices, which reading could wait for without end; the Hub
+    cache's own links into `blobs/` stay within their repository.
 
     Every folder below is looked through, links to folders excepted: where they lead is inside, and so seen anyway.
 
     Raises:
-        UnsafeCheckpointError: Names the link.
+        UnsafeCheckpointError: Names the link, or what is no file.
         CheckpointError: There is more below the folder than `MOST_ENTRIES`.
     """
     root = folder.resolve()
@@ -38,6 +39,11 @@ def check_links(folder: Path) -> None:
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
     for path in _walk(root):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UnsafeCheckpointError(
+                f"{path} is no regular file but a pipe, a socket or a device.",
+                "Take it out of the checkpoint's folder.",
+            )
         if path.is_symlink():
             target = path.resolve()
             if not any(target.is_relative_to(place) for place in allowed):

@@ -23,7 +23,7 @@ LabelColumn = Annotated[
 ]
 Metric = Annotated[str, typer.Option("--metric", help="What models are compared by: accuracy or macro_f1.")]
 MaxRows = Annotated[Optional[int], typer.Option("--max-rows", help="Use at most this many rows of each split.")]  # noqa: UP045
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Number format of feature passes: float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from regraft.cli import options as opt
+from regraft.cli.zoo_names import existing, folder_of, is_elsewhere, is_zoo, place_of
 from regraft.cli.zoo_pack import pack, restore
+from regraft.cli.zoo_show import KEYS, list_zoo, print_facts, row_of, show_entry
 
 if TYPE_CHECKING:
-    from regraft.zoo.catalogue import Catalogue, Compared, Entry
+    from regraft.zoo.catalogue import Catalogue
     from regraft.zoo.record.record import Risk
 
 app = typer.Typer(help="What checkpoints there are.", no_args_is_help=True, rich_markup_mode=None)
@@ -26,18 +27,6 @@ Where = Annotated[
     ),
 ]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
-_SCHEMES = ("builtin:", "hf:", "hf-cache:", "pip:", "zoo:")
-_KEYS = [
-    "name",
-    "model_type",
-    "layers",
-    "hidden_size",
-    "parameters",
-    "encoder_parameters",
-    "licence",
-    "task",
-    "reference",
-]
 
 
 @app.command("add")
@@ -62,7 +51,7 @@ def add(
     from regraft.cli import show
     from regraft.zoo.catalogue import index, open_catalogue
 
-    roots = [_folder(place) for place in places]
+    roots = [folder_of(place) for place in places]
     with open_catalogue(catalogue) as opened:
         found = index(opened, roots, workers=workers, progress=show.Terminal(), deep=deep)
         lineage = _find_lineage(opened) if deep else None
@@ -103,18 +92,18 @@ def ls(
     from regraft.cli import show
 
     given = filters or []
-    if len(given) == 1 and _is_reference(given[0]):
-        _list_zoo(given[0], json)
+    if len(given) == 1 and is_zoo(given[0]):
+        list_zoo(given[0], json)
         return
     from regraft.zoo.catalogue import open_catalogue
 
     with open_catalogue(catalogue, create=False) as opened:
         page = opened.find(" ".join(given), after=after, limit=limit)
-    rows = [_row(entry) for entry in page.entries]
+    rows = [row_of(entry) for entry in page.entries]
     if json:
         show.as_json({"checkpoints": rows, "left_out": [], "next": page.next})
         return
-    show.table("", _KEYS, [[row[key] for key in _KEYS] for row in rows])
+    show.table("", KEYS, [[row[key] for key in KEYS] for row in rows])
     if page.next is not None:
         typer.echo(f"More: --after {page.next}")
 
@@ -131,11 +120,11 @@ def show_one(
     """
     from regraft.cli import show
 
-    opened = None if _is_elsewhere(checkpoint) else _existing(catalogue)
+    opened = None if is_elsewhere(checkpoint) else existing(catalogue)
     if opened is not None:
         with opened:
             if opened.has(checkpoint):
-                _show_entry(opened, checkpoint, json)
+                show_entry(opened, checkpoint, json)
                 return
     from regraft.checkpoint import open_checkpoint
     from regraft.planner.single import describe
@@ -145,7 +134,7 @@ def show_one(
     if json:
         show.as_json(found)
     else:
-        _print_facts(found)
+        print_facts(found)
 
 
 @app.command("tree")
@@ -199,11 +188,11 @@ def search(
     from regraft.zoo.catalogue import open_catalogue
 
     with open_catalogue(catalogue, create=False) as opened:
-        rows = [_row(entry) for entry in opened.search(" ".join(words), offset=offset, limit=limit)]
+        rows = [row_of(entry) for entry in opened.search(" ".join(words), offset=offset, limit=limit)]
     if json:
         show.as_json({"checkpoints": rows})
     else:
-        show.table("", _KEYS, [[row[key] for key in _KEYS] for row in rows])
+        show.table("", KEYS, [[row[key] for key in KEYS] for row in rows])
 
 
 @app.command("check")
@@ -268,8 +257,8 @@ def diff(
     from regraft.cli import show
     from regraft.zoo.lineage import diff as compare
 
-    opened = _existing(catalogue)
-    places = [_place(opened, name) for name in (first, second)]
+    opened = existing(catalogue)
+    places = [place_of(opened, name) for name in (first, second)]
     if opened is not None:
         opened.close()
     found = compare(*places)
@@ -287,79 +276,6 @@ app.command("restore")(restore)
 _SEVERITY = ("danger", "warning", "note")
 
 
-def print_left_out(left_out: list[dict[str, Any]]) -> None:
-    """What a zoo could not use, and why."""
-    for one in left_out:
-        typer.echo(f"left out {one['reference']}: {one['problem']} {one['remedy']}")
-
-
-def _is_reference(text: str) -> bool:
-    """Whether an argument of `ls` is a zoo and not a condition."""
-    from regraft.checkpoint.reference import exists
-
-    folder = any(exists(part.split("#")[0].strip()) for part in (text, *text.split(",")) if part.strip())
-    return folder or text.startswith(_SCHEMES) or text == "hf-cache" or text.endswith(".whl") or _is_list(text)
-
-
-def _is_list(text: str) -> bool:
-    """Folders with commas between them, or a path that is not there: no condition either way."""
-    return not any(sign in text for sign in "=<>") and ("," in text or "/" in text)
-
-
-def _is_elsewhere(text: str) -> bool:
-    """Whether a reference leads past the catalogue."""
-    return text.startswith(_SCHEMES) or "#" in text or "+" in text
-
-
-def _list_zoo(reference: str, json: bool) -> None:
-    from regraft.cli import show
-    from regraft.planner.single import describe
-    from regraft.zoo import open_zoo
-
-    found = open_zoo(reference)
-    rows = [describe(one) for one in found.checkpoints]
-    left_out = [vars(one) for one in found.left_out]
-    if json:
-        show.as_json({"checkpoints": rows, "left_out": left_out})
-        return
-    keys = [key for key in _KEYS if key != "task"]
-    show.table("", keys, [[row[key] for key in keys] for row in rows])
-    print_left_out(left_out)
-
-
-def _folder(place: str) -> Path:
-    """The folder that an argument of `add` means."""
-    from regraft.checkpoint.reference import exists, locate
-
-    if exists(place):
-        return Path(place)
-    if place in ("hf-cache:", "hf-cache"):
-        from huggingface_hub import constants
-
-        return Path(constants.HF_HUB_CACHE)
-    # A folder that is gone may still be in the catalogue: `index` says so where it is not.
-    return locate(place) if place.startswith(_SCHEMES) else Path(place)
-
-
-def _existing(catalogue: str | None) -> Catalogue | None:
-    """The catalogue; None where there is none yet and none was named."""
-    from regraft.zoo.catalogue import NoCatalogueError, open_catalogue
-
-    try:
-        return open_catalogue(catalogue, create=False)
-    except NoCatalogueError:
-        if catalogue is not None:
-            raise
-        return None
-
-
-def _place(opened: Catalogue | None, name: str) -> str:
-    """The path of a name of the catalogue; another reference as it is."""
-    if opened is None or _is_elsewhere(name) or not opened.has(name):
-        return name
-    return opened.get(name).record.path
-
-
 def _find_lineage(opened: Catalogue) -> int:
     """Look for lineage among the checkpoints whose weights may be read, and record it."""
     from regraft.cli import show
@@ -367,61 +283,6 @@ def _find_lineage(opened: Catalogue) -> int:
 
     paths = [entry.record.path for entry in opened.every("deep=yes kind=checkpoint")]
     return opened.add_edges(find_edges(paths, progress=show.Terminal()), children=paths)
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    """What lists show of an entry, under the names that `describe` uses."""
-    one = entry.record
-    return {
-        "name": one.name, "reference": one.path, "kind": one.kind, "model_type": one.model_type,
-        "architectures": list(one.architectures), "layers": one.layers, "hidden_size": one.hidden_size,
-        "parameters": one.parameters, "encoder_parameters": one.encoder_parameters, "bytes": one.weight_bytes,
-        "licence": one.licence.stated, "parents": [parent.name for parent in one.parents],
-        "labels": None if one.labels is None else list(one.labels), "task": one.task, "gone": entry.gone,
-    }  # fmt: skip
-
-
-def _show_entry(opened: Catalogue, name: str, json: bool) -> None:
-    from regraft.cli import show
-
-    entry = opened.get(name)
-    measured, compared = opened.measurements(name), opened.compare(name)
-    if json:
-        show.as_json({
-            **_row(entry), "record": asdict(entry.record), "deep": entry.deep, "indexed_at": entry.indexed_at,
-            "measurements": [asdict(one) for one in measured], "results": [_result(one) for one in compared],
-        })  # fmt: skip
-        return
-    kept = asdict(entry.record)
-    for key in ("files", "claims", "risks", "labels"):
-        kept.pop(key)
-    facts = {**kept, "files": len(entry.record.files), "gone": entry.gone}
-    _print_facts({key: value for key, value in facts.items() if value not in (None, (), {}, "")})
-    if compared:
-        columns = ["metric", "data", "claimed", "measured", "low", "high", "n", "protocol", "verdict"]
-        show.table("\nClaimed and measured", columns, [[_result(one)[key] for key in columns] for one in compared])
-    if entry.record.risks:
-        show.table("\nRisks", ["severity", "risk", "where", "problem"],
-                   [[one.severity, one.code, one.where, one.problem] for one in entry.record.risks])  # fmt: skip
-
-
-def _result(one: Compared) -> dict[str, Any]:
-    """A claim and a measurement, side by side."""
-    claim, found = one.claim, one.measurement
-    data = dict.fromkeys(text for text in (claim and claim.dataset, found and found.task) if text)
-    return {
-        "metric": one.metric, "data": " / ".join(data), "claimed": None if claim is None else claim.value,
-        "measured": None if found is None else found.value, "low": found and found.low, "high": found and found.high,
-        "n": found and found.n, "protocol": found and found.protocol, "difference": one.difference,
-        "verdict": one.verdict + ("" if found is None or found.current else " (measured before the files changed)"),
-    }  # fmt: skip
-
-
-def _print_facts(found: dict[str, Any]) -> None:
-    from regraft.cli import show
-
-    show.table("", ["what", "value"],
-               [[key, value if isinstance(value, int) else str(value)] for key, value in found.items()])  # fmt: skip
 
 
 def _risks(names: list[str], catalogue: str | None) -> list[tuple[str, Risk]]:
@@ -434,9 +295,9 @@ def _risks(names: list[str], catalogue: str | None) -> list[tuple[str, Risk]]:
         with open_catalogue(catalogue, create=False) as opened:
             return [*opened.risks(), *opened.licence_risks()]
     found = []
-    opened_or_none = _existing(catalogue)
+    opened_or_none = existing(catalogue)
     for name in names:
-        if opened_or_none is not None and not _is_elsewhere(name) and opened_or_none.has(name):
+        if opened_or_none is not None and not is_elsewhere(name) and opened_or_none.has(name):
             record = opened_or_none.get(name).record
             found += opened_or_none.licence_risks(name)
         else:

@@ -2,7 +2,7 @@
 
 See `views` for what is kept of a pass.
 
-Checkpoints that are the first layers of one encoder share its pass: their features are the leading layers of the whole
+Checkpoints that are the first layers of one encoder share its pass (`passes`): their features are the leading layers of the whole
 (checked on a few texts before it is relied on, because an encoder with a final norm is not the sum of its truncations).
 """
 
@@ -25,6 +25,7 @@ from regraft.checkpoint import Checkpoint, load_encoder, load_tokenizer, max_len
 from regraft.checkpoint.batches import Tokens, sorted_batches, tokenize
 from regraft.checkpoint.classifier import first_of, mean_pool, model_calls
 from regraft.errors import CheckpointError, MethodError, NonFiniteError
+from regraft.features.passes import shared_passes
 from regraft.features.views import Features
 from regraft.progress import SILENT, Progress
 from regraft.store import Store, key_of
@@ -145,18 +146,6 @@ def extract_all(
                     raise
                 failed[checkpoint.name] = fault
     return {checkpoint.name: found[checkpoint.name] for checkpoint in checkpoints if checkpoint.name in found}
-
-
-def shared_passes(checkpoints: Sequence[Checkpoint]) -> Mapping[tuple[object, ...], list[Checkpoint]]:
-    """Checkpoints grouped by the encoder they are the first layers of, the deepest of a group first."""
-    groups: dict[tuple[object, ...], list[Checkpoint]] = {}
-    for checkpoint in checkpoints:
-        alone = checkpoint.random is not None or checkpoint.adapter is not None
-        base = checkpoint.name if alone else str(checkpoint.folder.resolve())
-        groups.setdefault((base, alone), []).append(checkpoint)
-    for group in groups.values():
-        group.sort(key=lambda checkpoint: -checkpoint.num_layers)
-    return groups
 
 
 def _shares(checkpoint: Checkpoint, whole: Checkpoint, texts: Sequence[str], options: Mapping[str, Any]) -> bool:

@@ -19,8 +19,8 @@ def choose_family(job: Job) -> list[Candidate]:
     measured = [one for one in job.candidates.values() if one.competes]
     # Under a work budget the choice must not depend on a stopwatch: size stands for speed.
     points = [
-        Point(one.name, one.quality(metric), one.parameters(), one.latency_ms if job.timed else None)
-        for one in measured
+        Point(one.name, one.quality(metric), one.parameters(), one.latency_ms if job.timed else None, place)
+        for place, one in enumerate(measured)
     ]
     sides = "quality, size and latency" if job.timed else "quality and size"
     on_front, beaten = front(points)
@@ -33,11 +33,11 @@ def choose_family(job: Job) -> list[Candidate]:
         if not worth:
             return [], "nothing but baselines was measured"
         best = by_name[worth[0].name]
-        half = half_size([by_name[point.name] for point in worth], best, metric)
+        half = half_size([by_name[point.name] for point in worth], best, {point.name: point.quality for point in worth})
         chosen = few(worth, MOST_MEMBERS, keep=[half.name] if half else [])
         order = [
             chosen[0],
-            *sorted(chosen[1:], key=lambda point: (half is None or point.name != half.name, -point.quality)),
+            *sorted(chosen[1:], key=lambda point: half is None or point.name != half.name),
         ]
         names: list[str] = []
         left = job.deadline.left() - end_s(job)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.errors import RunError
+from regraft.errors import RegraftError, RunError
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,18 @@ def at_home(result: Mapping[str, Any], run: Path) -> dict[str, Any]:
     """
     family = [{**facts, "path": str(run / "family" / facts["name"])} for facts in result["family"]]
     return {**result, "family": family, "report": str(run / Path(result["report"]).name)}
+
+
+def is_whole(folder: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a member's folder holds the weights that were written, by their hash; what cannot be read does not."""
+    from regraft.checkpoint import open_checkpoint
+
+    try:
+        if not (folder / "certificate.json").is_file():
+            return False
+        return bool(open_checkpoint(str(folder)).weights_id == facts["weights_id"])
+    except (OSError, RegraftError):
+        return False
 
 
 class Family:

@@ -13,6 +13,7 @@ import torch
 from regraft.budget import Budget
 from regraft.features import number_format, shared_passes
 from regraft.planner.arms import STEP_PASSES
+from regraft.planner.halving import MOST_EPOCHS
 from regraft.planner.job import Job
 from regraft.planner.pace import measure_pace
 from regraft.planner.reserve import REPORT_S, STOCK_IMPORT_S, export_s
@@ -105,7 +106,10 @@ def _verdict(limit: Budget, steps: list[tuple[str, float, str]], epoch: float) -
         return f"{limit.text} is short: fewer texts and checkpoints will be used, or only baselines."
     if left < 0.3 * epoch:
         return f"{limit.text} has room for probes; {left:.0f} s would remain, and an epoch takes {epoch:.0f} s."
-    return f"{limit.text} leaves about {left:.0f} s for training, {left / epoch:.1f} epochs of the largest checkpoint."
+    return (
+        f"{limit.text} leaves about {left:.0f} s for training, {min(left / epoch, MOST_EPOCHS):.1f} "
+        f"epochs of the largest checkpoint (at most {MOST_EPOCHS:.0f} are used)."
+    )
 
 
 def _baseline_seconds(job: Job) -> float:

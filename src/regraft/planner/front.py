@@ -19,6 +19,8 @@ class Point:
     quality: float
     parameters: int
     latency_ms: float | None
+    # Among equals the lower one wins: heads are measured before what was trained longer.
+    place: int = 0
 
 
 def dominates(a: Point, b: Point) -> bool:
@@ -31,7 +33,7 @@ def dominates(a: Point, b: Point) -> bool:
         return False
     if a.quality < b.quality or a.parameters > b.parameters:
         return False
-    return a.quality > b.quality or a.parameters < b.parameters or a.name < b.name
+    return a.quality > b.quality or a.parameters < b.parameters or (a.place, a.name) < (b.place, b.name)
 
 
 def front(points: Sequence[Point]) -> tuple[list[Point], dict[str, str]]:
@@ -42,7 +44,7 @@ def front(points: Sequence[Point]) -> tuple[list[Point], dict[str, str]]:
     """
     kept: list[Point] = []
     beaten: dict[str, str] = {}
-    for point in sorted(points, key=lambda point: (-point.quality, point.parameters, point.name)):
+    for point in sorted(points, key=_best_first):
         rival = next((other for other in kept if dominates(other, point)), None)
         if rival is None:
             kept.append(point)
@@ -51,12 +53,16 @@ def front(points: Sequence[Point]) -> tuple[list[Point], dict[str, str]]:
     return kept, beaten
 
 
+def _best_first(point: Point) -> tuple[float, int, int, str]:
+    return -point.quality, point.parameters, point.place, point.name
+
+
 def few(points: Sequence[Point], count: int, keep: Sequence[str] = ()) -> list[Point]:
     """At most `count` of a front: the best, those named in `keep`, and others that spread the sizes most evenly.
 
     The one to drop next is the one whose neighbours in log size are closest together.
     """
-    kept = sorted(points, key=lambda point: (-point.quality, point.name))
+    kept = sorted(points, key=_best_first)
     while len(kept) > max(count, 1):
         sizes = [math.log(max(point.parameters, 1)) for point in kept]
         gaps = [abs(before - after) for before, after in pairwise(sizes)]

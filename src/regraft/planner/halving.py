@@ -17,6 +17,7 @@ from regraft.adapt import Plan
 from regraft.features import shared_passes
 from regraft.planner.arms import TRY_SHARE, Arm, Trainer
 from regraft.planner.job import Candidate, Job
+from regraft.planner.outlook import expected
 from regraft.planner.soup import hold_back
 from regraft.train.loop import Leg
 
@@ -32,6 +33,8 @@ MOST_EPOCHS = 12.0
 # The learning rate falls over at most this many epochs; what comes before is constant, one epoch at a time.
 LAST_EPOCHS = 4.0
 PATIENCE = 2
+# Another encoder is tried when it is expected to come this close to the best.
+RIVAL = 0.03
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,17 @@ def train_best(job: Job, trainer: Trainer) -> None:
     trainable = [one for one in probes if one.checkpoint.random is None] or probes
     if not trainable:
         return
-    metric = job.task.metric
-    best = max(trainable, key=lambda one: (one.quality(metric), -one.checkpoint.parameters, one.name))
-    small = half_size(trainable, best, metric)
+    quality = expected(job, trainable)
+    best = max(trainable, key=lambda one: (quality[one.name], -one.checkpoint.parameters, one.name))
+    small = half_size(trainable, best, quality)
     settings = _number_format(job, trainer, best, small)
-    heads = len(job.candidates)
+    heads = _tried(job)
     plan = job.decide("brackets", "how much to train", lambda: _brackets(job, trainer, best, small))
     if plan["small"] and small is not None:
         arm = _arm(trainer, small, Plan("full", settings, {}, job.seed))
         _halve(job, trainer, "small", [arm], Limit(plan["small"], plan["small_legs"]))
     if plan["arms"]:
-        arms = _main_arms(job, trainer, best, trainable, plan["arms"], settings)
+        arms = _main_arms(job, trainer, best, trainable, quality, plan["arms"], settings)
         hold_back(job, trainer, arms)
         epochs = job.decide(
             "main epochs", "epochs for the best checkpoint", lambda: _epochs_left(job, trainer, arms[0])
@@ -84,6 +87,11 @@ def _note_unused(job: Job, heads: int) -> None:
         why = f"{heads} heads and models as they are, {len(done)} legs of training; halving has no use for more"
         job.note("unused trials", f"{unused} of {job.budget.trials} trials are not used", why)
         job.progress.say(f"{unused} of {job.budget.trials} trials are not used: {why}")
+
+
+def _tried(job: Job) -> int:
+    """Trials used so far; what only stands in the table to compare with is none."""
+    return sum(one.status != "baseline" for one in job.candidates.values())
 
 
 def _number_format(job: Job, trainer: Trainer, best: Candidate, small: Candidate | None) -> dict[str, Any]:
@@ -107,11 +115,11 @@ def _number_format(job: Job, trainer: Trainer, best: Candidate, small: Candidate
     return {"bfloat16": True} if job.decide("bfloat16", "train in bfloat16", choose) else {}
 
 
-def half_size(candidates: list[Candidate], best: Candidate, metric: str) -> Candidate | None:
-    """The best candidate with at most half the encoder parameters of the best; None when there is none."""
+def half_size(candidates: list[Candidate], best: Candidate, quality: dict[str, float]) -> Candidate | None:
+    """The best candidate with at most half the encoder parameters of the best; None when there is none. `quality` by name."""
     most = best.checkpoint.encoder_parameters / 2
     smaller = [one for one in candidates if 0 < one.checkpoint.encoder_parameters <= most]
-    return max(smaller, key=lambda one: (one.quality(metric), one.name), default=None)
+    return max(smaller, key=lambda one: (quality[one.name], one.name), default=None)
 
 
 def _brackets(
@@ -121,7 +129,7 @@ def _brackets(
     arm = _arm(trainer, best, Plan("full", {}, {}, job.seed))
     nothing: dict[str, Any] = {"arms": 0, "small": 0.0, "small_legs": 0, "main_legs": 0}
     if not job.timed:
-        legs = (job.budget.trials or 0) - len(job.candidates)
+        legs = (job.budget.trials or 0) - _tried(job)
         if legs < 1:
             return nothing, "the trials went into probe heads"
         with_small = small is not None and legs >= 4
@@ -162,16 +170,22 @@ def _arm(trainer: Trainer, start: Candidate, plan: Plan) -> Arm:
 
 
 def _main_arms(
-    job: Job, trainer: Trainer, best: Candidate, candidates: list[Candidate], count: int, settings: dict[str, Any]
+    job: Job,
+    trainer: Trainer,
+    best: Candidate,
+    candidates: list[Candidate],
+    quality: dict[str, float],
+    count: int,
+    settings: dict[str, Any],
 ) -> list[Arm]:
     """The best checkpoint fully and with LoRA, the best of another encoder, then a lower learning rate."""
     passes = shared_passes(job.zoo.checkpoints)
     same = next(group for group in passes.values() if best.checkpoint in group)
     others = [one for one in candidates if one.checkpoint not in same]
-    rival = max(others, key=lambda one: (one.quality(job.task.metric), one.name), default=None)
+    rival = max(others, key=lambda one: (quality[one.name], one.name), default=None)
     full = Plan("full", settings, {}, job.seed)
     ways = [(best, full), (best, Plan("lora", settings, {}, job.seed))]
-    if rival is not None and rival.quality(job.task.metric) >= best.quality(job.task.metric) - 0.03:
+    if rival is not None and quality[rival.name] >= quality[best.name] - RIVAL:
         ways.insert(1, (rival, full))
     rate = full.tuning().settings.learning_rate
     ways.append((best, Plan("full", {**settings, "learning_rate": rate / 2}, {}, job.seed)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from regraft.adapt import VIEWS, Head, View, load_head, probe, save_head
 from regraft.checkpoint import Checkpoint
 from regraft.checkpoint.classifier import softmax
-from regraft.errors import CheckpointError, RegraftError
+from regraft.errors import CheckpointError, RegraftError, StoreError
 from regraft.evaluate import score
 from regraft.features import BLOCK, Joined, extract, extract_blocks, shared_passes
 from regraft.planner.job import Candidate, Job
@@ -156,12 +158,20 @@ def _fit_head(
         return {"rows": len(rows), "l2": head.l2, "iterations": head.iterations, "validation": seen}
 
     known, logged = job.run.ledger.look(f"head/{name}")
-    if known and not folder.is_dir():
+    if known and not _is_there(folder):
         measure(logged)  # the ledger knows how it was fitted, the disk lost it: it comes back the same
     elif not known and not _may_fit(job, first):
         return None
     job.progress.say(f"Probe head {name}")
     return _add(job, name, checkpoint, job.timed_once(f"head/{name}", measure)).head
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether a head that was fitted can still be read."""
+    with suppress(StoreError):
+        load_head(folder)
+        return True
+    return False
 
 
 def _add(job: Job, name: str, checkpoint: Checkpoint, entry: dict[str, Any], reason: str = "") -> Candidate:
@@ -184,8 +194,8 @@ def _may_fit(job: Job, first: bool) -> bool:
 
 
 def fit_scratch(job: Job) -> None:
-    """A head on random weights where they were not ranked: on a few texts, so that the baseline is in every table."""
-    if job.rank_random or not job.features:
+    """A head on random weights where none was fitted yet: on a few texts, so that the baseline is in every table."""
+    if not job.features or any(one.checkpoint.random is not None for one in job.candidates.values()):
         return
     validation, train = job.task.validation, job.task.train
     rows = spread_rows(train.labels, min(SCRATCH_ROWS, len(train)))
@@ -210,7 +220,7 @@ def fit_scratch(job: Job) -> None:
             continue
         try:
             entry = job.timed_once(f"head/{name}", measure)
-            if not folder.is_dir():
+            if not _is_there(folder):
                 measure()
         except RegraftError as fault:
             job.leave_out(checkpoint.reference, fault)

@@ -86,6 +86,10 @@ class Job:
     features: dict[str, Features] = field(default_factory=dict)
     # Seconds a text takes in a forward pass, by checkpoint: measured once, what every prediction of cost stands on.
     pace: dict[str, float] = field(default_factory=dict)
+    # Whether anything will be measured on features of validation texts; `regraft rank` ends before that.
+    validates: bool = True
+    # Further scores that the ranking shall show.
+    more_scores: tuple[str, ...] = ()
     rank_random: bool = True
     rank_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     # The training rows beside those that checkpoints are ranked on, and how many of them features were planned for.

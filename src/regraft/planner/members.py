@@ -16,6 +16,7 @@ from regraft.evaluate.certify import write_certified
 from regraft.planner.arms import Trainer
 from regraft.planner.baselines import baseline_probabilities
 from regraft.planner.compare import keep_predictions
+from regraft.planner.family import is_whole
 from regraft.planner.job import Candidate, Job
 from regraft.planner.reserve import REPORT_S, export_s, finishing_s, test_rows
 from regraft.planner.soup import average
@@ -41,7 +42,7 @@ def make_members(job: Job, trainer: Trainer, chosen: list[Candidate]) -> list[di
     for candidate in chosen:
         key = f"member/{candidate.name}"
         known, entry = job.run.ledger.look(key)
-        if not known or not (job.run.family / candidate.name).is_dir():
+        if not known or not is_whole(job.run.family / candidate.name, entry):
             if job.timed and made and not known and finishing_s(job, candidate) > job.deadline.left() - 1.0:
                 candidate.status, candidate.reason = "not kept", "on the front, but no time was left to make it"
                 continue

@@ -35,6 +35,7 @@ from regraft.planner.halving import train_best
 from regraft.planner.heads import fit_heads, fit_scratch
 from regraft.planner.job import Job
 from regraft.planner.members import make_members, test_baselines
+from regraft.planner.outlook import keep_results
 from regraft.planner.pace import measure_pace
 from regraft.planner.reserve import reserve
 from regraft.planner.run import Beating, Run
@@ -45,7 +46,7 @@ from regraft.planner.survey import measure_as_is, rank_checkpoints
 from regraft.planner.writing import write_recipe, write_result
 from regraft.progress import SILENT, Progress
 from regraft.store import Store
-from regraft.task import load_task
+from regraft.task import check_metric, load_task
 from regraft.version import __version__
 from regraft.zoo import Zoo, open_zoo
 
@@ -99,6 +100,7 @@ def reuse(
     limit = Budget.parse(budget)
     width = number_format(dtype)
     check_device(device)
+    check_metric(metric)
     read = {
         "text_column": text_column,
         "label_column": label_column,
@@ -156,6 +158,7 @@ def work(job: Job, arguments: dict[str, Any]) -> dict[str, Any]:
     baselines = test_baselines(job, trainer)
     measure_other_speeds(job)
     write_recipe(job, arguments, family, members)
+    keep_results(job)
     return write_result(job, members, baselines)
 
 

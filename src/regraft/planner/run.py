@@ -20,6 +20,7 @@ from regraft import faults
 from regraft.budget import Budget, Deadline
 from regraft.errors import RunError, RunLockedError
 from regraft.ledger import Ledger
+from regraft.planner.family import at_home, is_whole
 from regraft.progress import Progress
 from regraft.store import remove_partials, write_whole
 
@@ -59,13 +60,16 @@ class Run:
         faults.point("run folder made")
 
     def finished(self) -> dict[str, Any] | None:
-        """The result of the run when it is finished and its members are still there; None otherwise."""
+        """The result of the run when it is finished and its members are still what was written; None otherwise.
+
+        Paths are those of this folder, which may have been copied or moved.
+        """
         path = self.folder / "result.json"
         try:
-            result: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError):
+            result = at_home(json.loads(path.read_text()), self.folder)
+            whole = all(is_whole(Path(member["path"]), member) for member in result["family"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        whole = all(Path(member["path"]).is_dir() for member in result["family"])
         if not whole or not self.resumed:
             return None
         self._charged = False  # looking at it again costs the run nothing

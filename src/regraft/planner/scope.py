@@ -117,7 +117,7 @@ def choose_validation(job: Job, *, ends: bool = True) -> None:
 
 def choose_rows(job: Job) -> None:
     """How many training rows every checkpoint is ranked on, and whether random weights are ranked with the others."""
-    labels, validation = job.task.train.labels, len(job.task.validation)
+    labels, validation = job.task.train.labels, len(job.task.validation) if job.validates else 0
     budget = job.budget.seconds or 0.0
 
     def ranks_random() -> tuple[bool, str]:

@@ -1,10 +1,9 @@
-"""One step of the main job on its own: rank, adapt, evaluate, predict, verify; what the commands of that name call."""
+"""One step of the main job on its own: adapt, evaluate, predict, verify; what the commands of that name call."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import sys
 import time
 from io import StringIO
@@ -15,7 +14,7 @@ from regraft import certificate
 from regraft.budget import Budget, Deadline
 from regraft.certificate import Verdict
 from regraft.checkpoint import Checkpoint, open_checkpoint
-from regraft.errors import BudgetError, CheckpointError, MethodError, RegraftError, TaskError
+from regraft.errors import BudgetError, CheckpointError, MethodError, TaskError
 from regraft.progress import SILENT, Progress
 from regraft.store import Store, whole_folder, write_whole
 
@@ -29,64 +28,6 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "encoder_parameters": checkpoint.encoder_parameters, "bytes": checkpoint.bytes, "licence": checkpoint.licence,
         "parents": list(checkpoint.parents), "labels": None if checkpoint.labels is None else list(checkpoint.labels),
     }  # fmt: skip
-
-
-def rank_zoo(
-    task: str, zoo: str, budget: str, *, device: str = "cpu", progress: Progress = SILENT, started: float | None = None,
-    dtype: str = "float32", store: Store | None = None, **read: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Rank the checkpoints of a zoo for a task: the ranking and what was left out.
-
-    Raises:
-        BudgetError: It leaves no time to rank even one checkpoint.
-    """
-    from tempfile import TemporaryDirectory
-
-    from regraft.features import number_format
-    from regraft.planner.job import Job
-    from regraft.planner.pace import measure_pace, open_s
-    from regraft.planner.run import Run
-    from regraft.planner.scope import choose_rows, choose_validation, leave_out_slow
-    from regraft.planner.survey import rank_checkpoints
-    from regraft.task import load_task
-    from regraft.zoo import open_zoo
-
-    limit = Budget.parse(budget)
-    if limit.seconds is None:
-        raise BudgetError(f"Ranking trains nothing, so {budget!r} means nothing to it.", "Give seconds or minutes: 2m.")
-    width = number_format(dtype)
-    used = 0.0 if started is None else time.monotonic() - started
-    with TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
-        deadline = run.deadline(limit, used_s=used)
-        opened = open_zoo(zoo, deadline.for_download())
-        loaded = load_task(task, **read, deadline=deadline.for_download())
-        seed = read.get("seed", 0)
-        job = Job(loaded, opened, limit, deadline, run, store or Store(), progress, seed, device, width)
-        job.left_out = [vars(one) for one in opened.left_out]
-        least = min(map(open_s, opened.checkpoints))
-        measure_pace(job)
-        if job.pace:
-            leave_out_slow(job, ends=False)
-            choose_validation(job, ends=False)
-            choose_rows(job)
-            rank_checkpoints(job)
-        if not job.ranking:
-            raise _nothing_ranked(job, least)
-        return {"task": job.task.name, "rows": len(job.rank_rows), "ranking": job.ranking, "left_out": job.left_out}
-
-
-def _nothing_ranked(job: Any, opening_s: float) -> RegraftError:
-    """Why there is no ranking: no time, with what would do, or no checkpoint that can be computed."""
-    from regraft.planner.scope import smallest_ranking_s
-
-    if not job.zoo.checkpoints and not any("no time" in one["problem"] for one in job.left_out):
-        reasons = " ".join(f"{one['reference']}: {one['problem']}" for one in job.left_out)
-        return CheckpointError(f"No checkpoint can be ranked. {reasons}", "Give another zoo.")
-    needed = smallest_ranking_s(job) if job.zoo.checkpoints else opening_s
-    return BudgetError(
-        f"Of {job.budget.text}, {job.deadline.left():.0f} s are left: too little to rank a checkpoint.",
-        f"Give --budget at least {math.ceil(job.deadline.spent() + needed)}s.",
-    )
 
 
 def adapt_one(
@@ -229,37 +170,67 @@ def evaluate_one(
 def predict_texts(
     member: Path, data: str, *, text_column: str | None = None, device: str = "cpu", progress: Progress = SILENT
 ) -> list[dict[str, Any]]:
-    """The label and its probability for each text of a file."""
+    """The label and its probability for each text of a file, with the row of the text: the first is 1, as in the file's data."""
     from regraft.checkpoint.classifier import probabilities
     from regraft.checkpoint.export import load_member
 
-    texts = _texts(data, text_column)
+    _check_member(member)
+    rows = _texts(data, text_column)
     classifier = load_member(member, device)
-    if not texts:
+    if not rows:
         return []
+    texts = list(rows.values())
     with progress.bar("predicting", len(texts)):
         found = probabilities(classifier, texts, advance=progress.advance)
     best = found.argmax(axis=1)
     return [
-        {"text": text, "label": classifier.labels[row], "probability": float(found[index, row])}
-        for index, (text, row) in enumerate(zip(texts, best, strict=True))
+        {"row": row, "text": text, "label": classifier.labels[label], "probability": float(found[index, label])}
+        for index, ((row, text), label) in enumerate(zip(rows.items(), best, strict=True))
     ]
 
 
-def _texts(data: str, text_column: str | None) -> list[str]:
+def _check_member(folder: Path) -> None:
+    """A run's folder is not a member's.
+
+    Raises:
+        CheckpointError: Names the members.
+    """
+    if (folder / "run.json").is_file() and (folder / "family").is_dir():
+        names = sorted(item.name for item in (folder / "family").iterdir() if item.is_dir())
+        raise CheckpointError(
+            f"{folder} is the folder of a run.",
+            f"Give a member of its family: {folder / 'family'}/NAME, of {', '.join(names)}.",
+        )
+
+
+def check_output(out: Path, data: str) -> None:
+    """Refuse to write over the file that is read, and names that say no format.
+
+    Raises:
+        TaskError: In words.
+    """
+    if out.suffix.lower() not in (".csv", ".jsonl"):
+        raise TaskError(f"Cannot write predictions to {out.name}.", "Give a name that ends in .csv or .jsonl.")
+    if data != "-" and out.exists() and Path(data).exists() and out.samefile(data):
+        raise TaskError(f"{out} holds the texts themselves.", "Give --out another name.")
+
+
+def _texts(data: str, text_column: str | None) -> dict[int, str]:
+    """Texts by the number of their row."""
     if data == "-":
-        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        return {row: line.rstrip("\n") for row, line in enumerate(sys.stdin, start=1) if line.strip()}
     path = Path(data)
     if path.suffix.lower() == ".txt":
         try:
-            return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            return {row: line for row, line in enumerate(lines, start=1) if line.strip()}
         except (OSError, UnicodeDecodeError) as fault:
             raise TaskError(
                 f"{path} cannot be read: {fault}.", "Give a UTF-8 text file with one text a line."
             ) from fault
     from regraft.task import read_texts
 
-    return read_texts(data, text_column)
+    return dict(enumerate(read_texts(data, text_column), start=1))
 
 
 def write_predictions(found: list[dict[str, Any]], out: Path) -> None:
@@ -267,10 +238,8 @@ def write_predictions(found: list[dict[str, Any]], out: Path) -> None:
     if out.suffix.lower() == ".jsonl":
         write_whole(out, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
         return
-    if out.suffix.lower() != ".csv":
-        raise TaskError(f"Cannot write predictions to {out.name}.", "Give a name that ends in .csv or .jsonl.")
     text = StringIO()
-    writer = csv.DictWriter(text, ["text", "label", "probability"])
+    writer = csv.DictWriter(text, ["row", "text", "label", "probability"])
     writer.writeheader()
     writer.writerows(found)
     write_whole(out, text.getvalue())
@@ -282,6 +251,7 @@ def verify_folder(folder: Path, task: str | None = None, *, device: str = "cpu",
     import regraft.merge.certificate.certify
     from regraft.task import load_task
 
+    _check_member(folder)
     assert regraft.evaluate.certify
     assert regraft.merge.certificate.certify
     loaded = load_task(task, **read) if task is not None else None

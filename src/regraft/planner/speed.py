@@ -52,7 +52,9 @@ def measure_speeds(job: Job) -> None:
     """Speeds of every checkpoint that has a candidate on the front of quality and size."""
     metric = job.task.metric
     competing = [one for one in job.candidates.values() if one.competes]
-    kept, _ = front([Point(one.name, one.quality(metric), one.parameters(), None) for one in competing])
+    kept, _ = front(
+        [Point(one.name, one.quality(metric), one.parameters(), None, place) for place, one in enumerate(competing)]
+    )
     for one in (job.candidates[point.name] for point in kept):
         # A second one of the same kind must still fit, beside everything that is held back.
         _measure(job, one, job.reserve_s + 2 * speed_s(job, one.checkpoint))

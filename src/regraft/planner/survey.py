@@ -14,9 +14,10 @@ from regraft.errors import CheckpointError, RegraftError
 from regraft.evaluate import score
 from regraft.features import extract_all
 from regraft.planner.job import Candidate, Job
+from regraft.planner.outlook import use_history
 from regraft.planner.pace import correct_pace
 from regraft.planner.scope import RANK_SHARE, contenders
-from regraft.rank import rank
+from regraft.rank import Ranking, rank
 
 
 def measure_as_is(job: Job) -> None:
@@ -66,7 +67,9 @@ def rank_checkpoints(job: Job) -> None:
         return
     failed: dict[str, CheckpointError] = {}
     job.progress.say(f"Features of {len(contenders(job))} checkpoints on {len(job.rank_rows):,} training texts")
-    texts = [job.task.train.texts[row] for row in job.rank_rows] + job.task.validation.texts
+    texts = [job.task.train.texts[row] for row in job.rank_rows]
+    if job.validates:
+        texts += job.task.validation.texts
     job.features = extract_all(contenders(job), texts, failed=failed, store=job.store, device=job.device,
                                dtype=job.dtype, progress=job.progress)  # fmt: skip
     for checkpoint in list(job.zoo.checkpoints):
@@ -84,12 +87,20 @@ def rank_checkpoints(job: Job) -> None:
         deadline = job.deadline.part(min(RANK_SHARE * job.budget.seconds, job.free_s())) if job.budget.seconds else None
         labels = job.task.train.labels[job.rank_rows]
         with job.progress.bar("ranking", 5 * len(views)):
-            ranked = rank(views, labels, n_classes=job.classes, seed=job.seed, deadline=deadline,
+            ranked = rank(views, labels, n_classes=job.classes, seed=job.seed, more=job.more_scores, deadline=deadline,
                           progress=lambda _name, _share: job.progress.advance())  # fmt: skip
-        return {"ranking": [
-            {"checkpoint": one.checkpoint, "rank": one.rank, "group": one.group, "score": one.score, "low": one.low,
-             "high": one.high, "scores": one.scores, "seconds": one.seconds} for one in ranked
-        ]}  # fmt: skip
+        return {"ranking": [{**vars(one), "reason": _reason(one, ranked, len(labels))} for one in ranked]}
 
     job.ranking = job.timed_once("ranking", measure)["ranking"]
+    use_history(job)
     faults.point("ranked")
+
+
+def _reason(one: Ranking, ranked: list[Ranking], rows: int) -> str:
+    """Why a checkpoint has its place, in words."""
+    probes = {name: value for name, value in one.scores.items() if name.startswith("probe")}
+    if not probes:
+        return "there was no time to compute a probe of it"
+    others = [other.checkpoint for other in ranked if other.group == one.group and other.checkpoint != one.checkpoint]
+    close = f"; too close to call with {', '.join(others)}" if others else ""
+    return f"its best linear probe is right on {one.score:.1%} of up to {rows:,} examples, each left out in turn{close}"

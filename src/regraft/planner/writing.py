@@ -126,7 +126,8 @@ def write_result(job: Job, members: list[dict[str, Any]], baselines: list[dict[s
     best_member = max(members, key=lambda one: one["validation"][metric], default=None)
     best_baseline = max(job.baselines, key=lambda one: one["validation"][metric])
     take = best_member or best_baseline
-    if best_member is not None and best_baseline["validation"][metric] > best_member["validation"][metric]:
+    # A model that is no better than a baseline is not worth its size.
+    if best_member is not None and best_baseline["validation"][metric] >= best_member["validation"][metric]:
         take = best_baseline
     result = {
         "regraft": __version__,

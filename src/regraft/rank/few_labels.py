@@ -31,6 +31,8 @@ SOURCE = Source(
     "All models are wrong, some are useful: model selection with limited labels",
 )
 # Error rates of the best model that `choose_epsilon` tries: the range that the authors' search ends in.
+# Numbers that `information` holds at once.
+CELLS = 2**21
 GRID = tuple(round(0.35 + 0.01 * step, 2) for step in range(15))
 # Of that search: pools, their examples, and the labels asked for in each.
 POOLS, POOL, ASKED = 8, 200, 25
@@ -104,11 +106,17 @@ class ModelSelector:
         """The label of a row; a label that no model ever predicts is one that all got wrong.
 
         Raises:
-            TaskError: No such row, or it is labelled already.
+            TaskError: No such row, it is labelled already, or a label that is a prediction written in another type.
         """
         if not 0 <= row < len(self._numbers) or row in self.labelled:
             state = "labelled already" if row in self.labelled else f"not one of {len(self._numbers)}"
             raise TaskError(f"Row {row} is {state}.", "Tell the label of the row that was asked for.")
+        same = next((name for name in self._names if str(name) == str(label)), label)
+        if label not in self._names and same != label:
+            raise TaskError(
+                f"The label of row {row} is {label!r}, and models predict {same!r}.",
+                "Give labels of the kind that the predictions have.",
+            )
         self.labelled[row] = label
         known = self._names.get(label, -1)
         self._right = self._right + (self._numbers[row] == known)
@@ -136,12 +144,22 @@ def information(predictions: Labels, belief: Floats, epsilon: float, classes: in
     """I(h; y) of each example [N] in nats, for a belief over the models [M].
 
     Every class is taken for equally likely, as in the authors' code. Mutual information proper would weigh them by what the
-    belief expects, and could not be negative; this can.
+    belief expects, and could not be negative; this can. Made in blocks of examples: memory does not grow with their number.
 
     With A the belief in the models that predict c and L their sum of p log p, the belief after y = c has
         Z = 1 + (g - 1) A,   H = log Z - (sum p log p + (g - 1) L + g log g A) / Z
     and a class that nobody predicts changes nothing.
     """
+    block = max(1, CELLS // max(classes, predictions.shape[1]))
+    parts = [
+        _information(predictions[start : start + block], belief, epsilon, classes)
+        for start in range(0, len(predictions), block)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _information(predictions: Labels, belief: Floats, epsilon: float, classes: int) -> Floats:
+    """The same of a few examples."""
     count, _ = predictions.shape
     odds = (1.0 - epsilon) / epsilon
     logs = belief * np.log(np.maximum(belief, 1e-300))

@@ -8,18 +8,20 @@ leader's of their group are *too close to call* and share the group.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft import methods
 from regraft.budget import Deadline
-from regraft.errors import TaskError
+from regraft.errors import MethodError, TaskError
 from regraft.evaluate.metrics import mean_interval, proportion_interval
 from regraft.rank.scores.knn import knn
 from regraft.rank.scores.logme import logme
+from regraft.rank.scores.prepared import prepare
 from regraft.rank.scores.probe import left_out_correct
 
 # Fewer examples than this are not worth a probe, however short the time.
@@ -99,6 +101,7 @@ def rank(
     *,
     n_classes: int,
     seed: int = 0,
+    more: Collection[str] = (),
     deadline: Deadline | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> list[Ranking]:
@@ -109,6 +112,7 @@ def rank(
         labels: int64 [N].
         n_classes: Classes of the task (some may be absent here).
         seed: Of the bootstrap.
+        more: Names of further scores (`regraft methods rank`) to compute of the last layer, last of all. They decide nothing.
         deadline: A score is left out when less time is left than the longest one so far took; the probe on the last layer
             of the first checkpoint (by name) is always computed. When its time says that the others would not be ready, all
             are ranked on fewer examples. Checkpoints without a score come last, with interval (0, 1).
@@ -117,7 +121,9 @@ def rank(
     Raises:
         TaskError: A label is outside [0, n_classes), or only one class occurs.
         NonFiniteError: NaN or infinite features.
+        MethodError: There is no such score, or it needs more than features and labels.
     """
+    check_scores(more)
     if not np.isin(labels, np.arange(n_classes)).all():
         raise TaskError(f"Labels from {labels.min()} to {labels.max()} for {n_classes} classes.", "Number them from 0.")
     clock = time.monotonic if deadline is None else deadline.spent
@@ -129,6 +135,8 @@ def rank(
         ("logme", lambda view: logme(view.last, labels)),
         ("probe_all", lambda view: left_out_correct(view.all, labels)),
     ]
+    if more:
+        jobs.append(("more", lambda view: _further(view, labels, more, seed)))
     longest = 0.0
     for index, (name, compute) in enumerate(jobs):
         for at, entry in enumerate(entries):
@@ -145,16 +153,41 @@ def rank(
                     chosen = _spread(labels, rows)
                     fewer = {name: _Rows(view, chosen) for name, view in features.items()}
                     return rank(
-                        fewer, labels[chosen], n_classes=n_classes, seed=seed, deadline=deadline, progress=progress
-                    )
+                        fewer, labels[chosen], n_classes=n_classes, seed=seed, more=more, deadline=deadline,
+                        progress=progress,
+                    )  # fmt: skip
             if name.startswith("probe"):
                 entry.scores[name] = float(value.mean())
                 entry.correct[name] = value
+            elif name == "more":
+                entry.scores |= value
             else:
                 entry.scores[name] = float(value)
             if progress is not None:
                 progress(entry.name, (index * len(entries) + at + 1) / (len(jobs) * len(entries)))
     return _ordered(entries, seed)
+
+
+def check_scores(names: Collection[str]) -> None:
+    """Refuse names that are no scores of features and labels.
+
+    Raises:
+        MethodError: The first of them, and what there is.
+    """
+    for name in names:
+        lacking = methods.get("rank", name).needs - {"features", "labels"}
+        if lacking:
+            known = [one.name for one in methods.methods("rank") if one.needs <= {"features", "labels"}]
+            raise MethodError(
+                f"The score {name!r} needs {' and '.join(sorted(lacking))}, and a ranking has features and labels only.",
+                f"Choose among {', '.join(known)}; `regraft.rank.scores.{name}` takes what it needs.",
+            )
+
+
+def _further(view: FeatureView, labels: NDArray[np.int64], names: Collection[str], seed: int) -> dict[str, float]:
+    """Scores by name, of the last layer: what several of them need is computed once."""
+    given = prepare(view.last, labels)
+    return {name: float(methods.get("rank", name)(given, seed=seed)) for name in names}
 
 
 def _affordable(rows: int, checkpoints: int, took: float, left: float) -> int:

@@ -135,13 +135,25 @@ def _why(result: Entry) -> str:
     if len(measured) < 2 or measured.get(result["best"]) != max(measured.values()):
         return ""
     within = f"within the budget of {result['budget']['text']}"
+    equal = sum(value == measured[result["best"]] for value in measured.values()) - 1
+    if equal:
+        others = "one other was" if equal == 1 else f"{equal} others were"
+        return (
+            f"Of the {len(measured)} models that were measured {within}, none was better on validation data; {others} as good, "
+            "and larger or longer in training."
+        )
     return f"Of the {len(measured)} models that were measured {within}, it was the best on validation data."
 
 
 def _why_baseline(result: Entry) -> str:
     budget = result["budget"]["text"]
     if not result["family"]:
-        return f"The budget of {budget} gave no adapted checkpoint that does better; a longer one may change this."
+        tried = (
+            "gave no adapted checkpoint that does better"
+            if result["candidates"]
+            else "left no time to try a checkpoint"
+        )
+        return f"The budget of {budget} {tried}; a longer one may change this."
     return f"No adapted checkpoint did better on validation data within the budget of {budget}."
 
 

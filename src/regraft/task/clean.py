@@ -195,22 +195,27 @@ def fold(text: str) -> str:
 
 
 def collapse_duplicates(examples: Sequence[Example], notes: list[str]) -> list[Example]:
-    """One example for each text; with conflicting labels the most frequent is kept (the first by name on a tie)."""
+    """One example for each text; with conflicting labels the most frequent is kept, and where two are as frequent none is: nobody
+    knows which is right."""
     groups: defaultdict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[fold(example.text)].append(example)
     kept: list[Example] = []
-    conflicts = 0
+    conflicts = ties = tied_rows = 0
     for group in groups.values():
-        counts = Counter(example.label for example in group)
-        conflicts += len(counts) > 1
-        label = min(counts, key=lambda name: (-counts[name], name))
+        (label, most), *others = Counter(example.label for example in group).most_common()
+        if others and others[0][1] == most:
+            ties, tied_rows = ties + 1, tied_rows + len(group)
+            continue
+        conflicts += bool(others)
         kept.append(min((e for e in group if e.label == label), key=lambda e: e.text))
-    dropped = len(examples) - len(kept)
+    dropped = len(examples) - len(kept) - tied_rows
     if dropped:
         notes.append(f"train: {count_of(dropped, 'row')} left out, repeating another's text.")
     if conflicts:
         notes.append(f"train: {count_of(conflicts, 'text')} had more than one label; the most frequent is kept.")
+    if ties:
+        notes.append(f"train: {count_of(ties, 'text')} left out with labels that contradict each other equally often.")
     return kept
 
 

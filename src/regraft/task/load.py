@@ -15,7 +15,7 @@ from regraft.budget import Deadline
 from regraft.errors import BadReferenceError, TaskError
 from regraft.task import clean, pydoc
 from regraft.task.clean import MAX_ROWS, Example
-from regraft.task.columns import Columns, choose_columns
+from regraft.task.columns import LABEL_NAMES, TEXT_NAMES, Columns, choose_columns
 from regraft.task.sources import Source, open_source
 from regraft.task.split import MAX_VALIDATION, Codes, Keys, hold_out, row_key, sample
 from regraft.task.table import Table
@@ -23,6 +23,8 @@ from regraft.task.task import METRICS, Split, Task, content_id, row_digest
 
 MIN_TRAIN = 10
 MAX_UNSEEN = 0.2
+# Fewer rows to choose or judge by are worth a warning.
+FEW_ROWS = 30
 VALIDATION_PART, TEST_PART = 0.1, 0.2
 
 
@@ -55,8 +57,7 @@ def load_task(
         BadReferenceError: Nothing at the reference (`HubError` when it is the Hub that says so).
         BudgetError: Not downloaded before the deadline.
     """
-    if metric not in METRICS:
-        raise TaskError(f"Unknown metric {metric!r}.", f"Choose one of {', '.join(METRICS)}.")
+    check_metric(metric)
     if max_rows is not None and max_rows < MIN_TRAIN:
         raise TaskError(f"At most {max_rows} rows are too few.", f"Allow at least {MIN_TRAIN}.")
     if reference.startswith("builtin:"):
@@ -77,10 +78,24 @@ def load_task(
     return _finish(reference, source.name, metric, splits, notes)
 
 
+def check_metric(metric: str) -> None:
+    """Refuse a metric that there is not.
+
+    Raises:
+        TaskError: Lists those that there are.
+    """
+    if metric not in METRICS:
+        raise TaskError(f"Unknown metric {metric!r}.", f"Choose one of {', '.join(METRICS)}.")
+
+
 def _read(
     source: Source, text: str | None, label: str | None, max_rows: int, seed: int, notes: list[str]
 ) -> dict[str, list[Example]]:
     columns = choose_columns(source.tables["train"], text, label)
+    chosen = (("text", columns.text, text, TEXT_NAMES[0]), ("label", columns.label, label, LABEL_NAMES[0]))
+    guessed = [f"{what} {name!r}" for what, name, given, usual in chosen if given is None and name not in usual]
+    if guessed:
+        notes.append(f"columns: {' and '.join(guessed)}, guessed by name and content.")
     splits: dict[str, list[Example]] = {}
     for split, table in source.tables.items():
         _check_columns(table, columns)
@@ -155,8 +170,8 @@ def _coded(examples: Sequence[Example], purpose: str, seed: int) -> tuple[Codes,
 def _check_size(train: Sequence[Example]) -> None:
     if len(train) < MIN_TRAIN:
         raise TaskError(
-            f"{len(train)} usable training examples are too few.",
-            f"Give at least {MIN_TRAIN}, with a few of each class.",
+            f"{len(train)} training examples are left after duplicates and held-out splits: too few.",
+            f"Give data that leaves at least {MIN_TRAIN}, with a few of each class.",
         )
 
 
@@ -192,6 +207,11 @@ def _finish(reference: str, name: str, metric: str, splits: Mapping[str, list[Ex
     if single:
         some = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
         notes.append(f"train: a single example of {clean.count_of(len(single), 'label')} ({some}).")
+    for split in ("validation", "test"):
+        shown = len({e.label for e in splits[split]})
+        if len(splits[split]) < FEW_ROWS or shown < len(label_names) / 2:
+            count = clean.count_of(len(splits[split]), "row")
+            notes.append(f"{split}: {count}, of {shown} of {len(label_names)} classes: figures on so little say little.")
     number = {label: i for i, label in enumerate(label_names)}
     made: dict[str, Split] = {}
     digests: list[list[bytes]] = []

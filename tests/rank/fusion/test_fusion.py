@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,6 +79,49 @@ def test_a_stranger_is_less_certain() -> None:
     stranger = Candidate("stranger", "another family", {}, {}, {})
     widths = {one.checkpoint: one.high - one.low for one in predict(known, [*candidates_of(wanted), stranger], "t5")}
     assert widths["stranger"] > max(width for name, width in widths.items() if name != "stranger")
+
+
+def lower(accuracy: float) -> float:
+    """Three logits down."""
+    return logistic(float(np.log(accuracy / (1 - accuracy))) - 3)
+
+
+def test_without_a_short_run_a_checkpoint_stands_where_its_task_does() -> None:
+    known, wanted = apart(world(1, tasks=8), "t5")
+    hard = [
+        Candidate(one.checkpoint, one.family, one.facts, one.scores, {"probe": lower(one.early["probe"])})
+        for one in wanted
+    ]
+    full = {one.checkpoint: one for one in predict(known, hard, "t5")}
+    middle = sorted(full.values(), key=lambda one: one.accuracy)[len(full) // 2].checkpoint
+    lacking = [dataclasses.replace(one, early={}) if one.checkpoint == middle else one for one in hard]
+    found = predict(known, lacking, "t5")
+    one = next(one for one in found if one.checkpoint == middle)
+    assert abs(one.accuracy - full[middle].accuracy) < 0.1  # 0.3 or so higher at the level of easier tasks
+    assert one.high - one.low > full[middle].high - full[middle].low
+    assert found[0].checkpoint != middle and one.best < 0.5
+
+
+def test_an_unknown_score_widens_the_interval() -> None:
+    known, wanted = apart(world(2), "t5")
+    full = {one.checkpoint: one for one in predict(known, candidates_of(wanted), "t5", parts=Parts(early=False))}
+    without = [Candidate(one.checkpoint, one.family, one.facts, {}, {}) if one.checkpoint == "m3" else one
+               for one in candidates_of(wanted)]  # fmt: skip
+    found = {one.checkpoint: one for one in predict(known, without, "t5", parts=Parts(early=False))}
+    assert found["m3"].high - found["m3"].low > full["m3"].high - full["m3"].low
+
+
+def test_what_was_only_surveyed_is_what_scores_are_compared_with() -> None:
+    known, wanted = apart(world(3), "t5")
+    beside = [
+        Result(one.checkpoint, "t0", None, scores=one.scores, early=one.early) for one in known if one.task == "t0"
+    ]
+    fewer = [one for one in known if one.task != "t0" or one.checkpoint in ("m0", "m1", "m2")]
+    one = predict([*fewer, *beside[3:]], candidates_of(wanted), "t5")
+    other = predict(fewer, candidates_of(wanted), "t5")
+    assert [found.accuracy for found in one] != [found.accuracy for found in other]
+    with pytest.raises(TaskError, match="no results to learn from"):
+        predict(beside, candidates_of(wanted), "t5")
 
 
 def test_equal_candidates_are_too_close_to_call_and_distant_ones_are_not() -> None:

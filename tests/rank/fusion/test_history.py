@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from regraft.errors import StoreError
-from regraft.rank.fusion.history import Result, add_results, history_file, read_history
+from regraft.rank.fusion.history import Result, add_results, history_file, latest, read_history
 
 ONE = Result("a", "t", 0.5, 100, 1, "bert", {"size": 7.0}, {"logme": -1.5}, {"probe": 0.4})
 
@@ -20,6 +20,13 @@ def test_what_is_added_is_read_again(tmp_path: Path) -> None:
     add_results([], path)
     add_results([Result("b", "t", 1.0), ONE], path)
     assert read_history(path) == [ONE, Result("b", "t", 1.0), ONE]
+
+
+def test_the_latest_counts_and_what_was_adapted_stands(tmp_path: Path) -> None:
+    better, surveyed, other = Result("a", "t", 0.7, seed=1), Result("a", "t", None, seed=1), Result("b", "t", None)
+    path = tmp_path / "history.jsonl"
+    add_results([ONE, other, better, surveyed], path)
+    assert latest(read_history(path)) == [other, better]
 
 
 def test_half_a_line_is_passed_over_and_spoils_no_other(tmp_path: Path) -> None:
@@ -36,7 +43,8 @@ def test_half_a_line_is_passed_over_and_spoils_no_other(tmp_path: Path) -> None:
     "line",
     ["", "[]", "nonsense", "7", '{"checkpoint": "a", "task": "t"}', '{"checkpoint": "a", "task": "t", "accuracy": 7}',
      '{"checkpoint": "a", "task": "t", "accuracy": NaN}', '{"checkpoint": "a", "task": "t", "accuracy": 0.5, "facts": 3}',
-     "\xff"],
+     '{"checkpoint": "a", "task": "t", "accuracy": 0.5, "rows": Infinity}', "[" * 100_000,
+     '{"checkpoint": "a", "task": "t", "accuracy": 1' + "0" * 400 + "}", "\xff"],
 )  # fmt: skip
 def test_what_is_no_result_is_passed_over(line: str, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -72,8 +74,38 @@ def test_the_prior_knows_nothing_of_a_family_that_is_left_out() -> None:
     by_task = {one.name: one for one in selfcheck(history(1))}
     by_family = {one.name: one for one in selfcheck(history(1), leave_out="family")}
     assert by_family["prior"].tau[0] < by_task["prior"].tau[0]
-    assert by_family["prior"].parts == 4 * by_task["prior"].parts
+    assert by_family["prior"].parts == by_task["prior"].parts == 8
     assert "noise ceiling" not in by_task
+
+
+def test_repeats_make_nothing_surer() -> None:
+    """A score says the same whichever family or seed is left out: its figures and their intervals stay as they are."""
+    one, twice = history(1), [*history(1), *(dataclasses.replace(one, seed=1) for one in history(1))]
+    found = [
+        next(figures for figures in selfcheck(results, leave_out=what, only={"none"}) if figures.name == "none")
+        for results, what in ((one, "task"), (twice, "task"), (one, "family"), (twice, "family"))
+    ]
+    assert all(figures == found[0] for figures in found)
+    assert found[0].tau[1] < found[0].tau[0] < found[0].tau[2]
+
+
+def test_tasks_of_one_source_are_left_out_together() -> None:
+    """Two labellings of the same texts: what is true of one is known from the other, and must not count as foresight."""
+    rng = np.random.default_rng(0)
+    results = []
+    for source in range(5):
+        skill = rng.normal(0, 1, 6)
+        for part in "ab":
+            results += [
+                Result(f"m{at}", f"{source}{part}", float(1 / (1 + np.exp(-skill[at]))), source=f"s{source}")
+                for at in range(6)
+            ]
+    apart = next(one for one in selfcheck(results) if one.name == "prior")
+    together = next(
+        one for one in selfcheck([dataclasses.replace(one, source="") for one in results]) if one.name == "prior"
+    )
+    assert apart.parts == 5 and together.parts == 10
+    assert together.tau[0] > apart.tau[0] + 0.2
 
 
 def test_noise_is_what_seeds_disagree_in() -> None:
@@ -87,3 +119,5 @@ def test_noise_is_what_seeds_disagree_in() -> None:
 def test_too_little_history() -> None:
     with pytest.raises(TaskError, match="2 are needed"):
         selfcheck([Result(f"m{at}", "t", 0.5) for at in range(5)])
+    with pytest.raises(TaskError, match="task or family"):
+        selfcheck(history(1), leave_out="seed")

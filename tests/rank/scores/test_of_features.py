@@ -192,3 +192,12 @@ def test_tmi_needs_a_class_of_two() -> None:
 @pytest.mark.parametrize("score", [gbc, h_score, h_score_shrunk, lfc, parc, transrate])
 def test_features_without_any_spread_get_a_number(score) -> None:  # type: ignore[no-untyped-def]
     assert np.isfinite(score(np.full((8, 3), 2.0), np.arange(8) % 2))
+
+
+def test_a_constant_is_worth_nothing_whatever_it_rounds_to() -> None:
+    """The mean of ten times 0.1 is not 0.1: what is left of it must not be taken for the classes."""
+    labels = np.arange(10) % 2
+    for value in (0.1, 0.3, 1e8 + 0.1):
+        features = np.full((10, 3), value)
+        assert h_score(features, labels) == h_score_shrunk(features, labels) == 0.0
+        assert lfc(features, labels) == 0.0

@@ -55,31 +55,68 @@ class Table:
         rows: The mean's column first, then the blocks that take part.
         blocks: Columns of each.
         spread: a_t of each row.
+        unknown: The variance of each number that nobody knows, of the shape of `rows`; 0 for those that are known.
     """
 
     rows: Floats
     blocks: list[int]
     spread: Floats
+    unknown: Floats
 
     @classmethod
     def of(cls, rows: Sequence[Known], tasks: Sequence[str], accuracies: Sequence[float], parts: Parts) -> Table:
         """The first rows are those whose accuracies are known."""
         known = len(accuracies)
-        early = named([{name: logit(value) for name, value in one.early.items()} for one in rows])
         spread = spreads(tasks, np.array([logit(one) for one in accuracies]))
-        columns = [np.ones((len(rows), 1)) / spread[:, None], levels(tasks) / spread[:, None]]
+        columns = [sure(np.ones((len(rows), 1)) / spread[:, None]), sure(levels(tasks) / spread[:, None])]
         if parts.history:
-            columns.append(levels([one.checkpoint for one in rows]))
+            columns.append(sure(levels([one.checkpoint for one in rows])))
         if parts.families:
-            columns.append(levels([one.family for one in rows]))
+            columns.append(sure(levels([one.family for one in rows])))
         if parts.facts:
-            columns.append(standardised(named([one.facts for one in rows]), known))
+            columns.append(at_the_mean(standardised(named([one.facts for one in rows]), known)))
         if parts.scores:
-            columns.append(within(named([one.scores for one in rows]), tasks, known))
+            columns.append(at_the_mean(within(named([one.scores for one in rows]), tasks, known)))
         if parts.early:
-            columns.append(standardised(early, known) / spread[:, None])
-        kept = [block for block in columns if block.shape[1]]
-        return cls(np.concatenate(kept, axis=1), [block.shape[1] for block in kept], spread)
+            early = named([{name: logit(value) for name, value in one.early.items()} for one in rows])
+            values, variance = completed(standardised(early, known), tasks)
+            columns.append((values / spread[:, None], variance / spread[:, None] ** 2))
+        kept = [block for block in columns if block[0].shape[1]]
+        return cls(
+            np.concatenate([values for values, _ in kept], axis=1), [values.shape[1] for values, _ in kept], spread,
+            np.concatenate([variance for _, variance in kept], axis=1),
+        )  # fmt: skip
+
+
+def sure(values: Floats) -> tuple[Floats, Floats]:
+    """Columns in which nothing is unknown."""
+    return values, np.zeros_like(values)
+
+
+def at_the_mean(table: Floats) -> tuple[Floats, Floats]:
+    """Unknown values of standardised columns stand at the mean, with the variance 1 of their column."""
+    unknown = np.isnan(table)
+    return np.where(unknown, 0.0, table), unknown.astype(np.float64)
+
+
+def completed(table: Floats, tasks: Sequence[str]) -> tuple[Floats, Floats]:
+    """Unknown values from what is next to them: the row's other columns, else the mean of its task; else the mean of all.
+
+    They say where the level of a task lies: the mean of all tasks would put a checkpoint without a short run above all others
+    of a hard task. Their variance is that of the column within tasks, or 1 where the task is not known either.
+    """
+    filled, unknown, names = table.copy(), np.isnan(table), np.array(tasks)
+    inside = table - np.array([_mean(table[names == task]) for task in tasks]).reshape(table.shape)
+    variance = np.where(unknown, _mean(inside**2), 0.0)
+    for row in np.flatnonzero(unknown.any(axis=1)):
+        near = table[row][~unknown[row]]
+        task = table[names == names[row]]
+        for column in np.flatnonzero(unknown[row]):
+            own = task[:, column][np.isfinite(task[:, column])]
+            source = near if len(near) else own if len(own) else task[np.isfinite(task)]
+            filled[row, column] = source.mean() if len(source) else 0.0
+            variance[row, column] = variance[row, column] if len(source) else 1.0
+    return filled, variance
 
 
 def spreads(tasks: Sequence[str], target: Floats) -> Floats:
@@ -111,7 +148,7 @@ def named(rows: Sequence[Mapping[str, float]]) -> Floats:
 
 
 def standardised(table: Floats, known: int) -> Floats:
-    """Each column less its mean over its standard deviation in the first `known` rows; unknown values stand at the mean."""
+    """Each column less its mean over its standard deviation in the first `known` rows; NaN stays, 0 in columns without spread."""
     return _scaled(table, table[:known])
 
 
@@ -136,7 +173,7 @@ def _scaled(table: Floats, by: Floats) -> Floats:
     spread = np.sqrt(_mean((by - mean) ** 2))
     usable = (count > 1) & (spread > 1e-12 * np.maximum(1.0, np.abs(mean)))
     scaled = (table - mean) / np.where(usable, spread, 1.0)
-    return np.where(np.isfinite(table) & usable, scaled, 0.0)
+    return np.where(usable, scaled, 0.0)
 
 
 def logit(accuracy: float) -> float:

@@ -6,8 +6,9 @@
 with every term's variance learned from the history (`mixed.fit`). A checkpoint that did well on other tasks is expected to do
 well again (checkpoint_m: the prior), relatives resemble each other, facts such as size help where nothing else is known, scores
 count as much as they have counted, and accuracies that short runs reached move the prediction most where they have been right.
-What is not known of a checkpoint (a score that was not computed, a task that it has not seen) widens its interval. Some tasks
-set checkpoints further apart than others: a_t is that spread, 1 on the average task (`design.spreads`).
+What is not known of a checkpoint (a score that was not computed, a task that it has not seen) widens its interval: it stands at
+what is next to it, such as the mean of the task, with the variance of its kind. Some tasks set checkpoints further apart than
+others: a_t is that spread, 1 on the average task (`design.spreads`).
 
 Scores are comparable within a task only: they enter as distances from the mean of their task, in units of their spread around
 those means in the whole history, so that another candidate moves all of a task alike and changes no order. Facts are
@@ -72,7 +73,8 @@ def predict(
     """Predict the accuracy of candidates on a task, the best first.
 
     Args:
-        history: Results of any checkpoints on any tasks; those on `task` itself count too.
+        history: Results of any checkpoints on any tasks; those on `task` itself count too. Those without an accuracy tell what
+            scores looked like beside the others.
         candidates: With distinct names.
         task: Its name in the history.
         parts: Terms to use; all by default.
@@ -81,7 +83,7 @@ def predict(
     Raises:
         TaskError: No history to learn from, no candidates, or two of one name.
     """
-    if not history:
+    if all(one.accuracy is None for one in history):
         raise TaskError("There are no results to learn from.", "Run `regraft reuse` on some tasks first.")
     if not candidates or len({one.checkpoint for one in candidates}) < len(candidates):
         raise TaskError(f"{len(candidates)} candidates, not all of different names.", "Give each checkpoint once.")
@@ -106,14 +108,19 @@ def values(
     history: Sequence[Result], candidates: Sequence[Candidate], task: str, parts: Parts
 ) -> tuple[Floats, Floats, float]:
     """Logits of the candidates' accuracies: mean [M], covariance [M, M], and the variance of one result around them."""
-    rows: list[Result | Candidate] = [*history, *candidates]
-    tasks = [*(one.task for one in history), *[task] * len(candidates)]
-    accuracies = [one.accuracy for one in history]
+    adapted = [one for one in history if one.accuracy is not None]
+    others = [*(one for one in history if one.accuracy is None)]
+    rows: list[Result | Candidate] = [*adapted, *others, *candidates]
+    tasks = [*(one.task for one in [*adapted, *others]), *[task] * len(candidates)]
+    accuracies = [one.accuracy for one in adapted if one.accuracy is not None]
     table = Table.of(rows, tasks, accuracies, parts)
-    known, spread = len(history), table.spread[-1]
+    known, wanted, spread = len(adapted), slice(len(rows) - len(candidates), len(rows)), table.spread[-1]
     target = np.array([logit(accuracy) for accuracy in accuracies]) / table.spread[:known]
     found = fit(table.rows[:known], target, table.blocks, fixed=[MEAN_VARIANCE])
-    mean, covariance = found.predict(table.rows[known:])
+    mean, covariance = found.predict(table.rows[wanted])
+    # A number that is not known adds its own variance, by what its column is worth.
+    worth = found.mean**2 + np.diag(found.covariance)
+    covariance = covariance + np.diag(table.unknown[wanted] @ worth)
     return mean * spread, covariance * spread**2, found.noise * spread**2
 
 

@@ -28,29 +28,45 @@ class Result:
     Args:
         checkpoint: Its `checkpoint_id`, or another name that is the same wherever the same model is meant.
         task: The task's `task_id`, or its name.
-        accuracy: After adaptation, on test data, in [0, 1].
-        rows: Test examples that it was measured on; None where nobody says.
+        accuracy: After adaptation, on examples that no training saw, in [0, 1]; None for a checkpoint that was surveyed beside
+            the others and not adapted: its scores are what theirs are compared with.
+        rows: Examples that it was measured on; None where nobody says.
         seed: Of the adaptation: results of one checkpoint and task under several seeds tell how noisy they are.
         family: What it shares with its relatives: the architecture, or the checkpoint that all descend from.
         facts: What is known without data (log10 of parameters, layers, ...).
         scores: What its features on this task gave, by name (`logme`, `linear_probe`, ...).
         early: What short runs showed: left-out or validation accuracies in [0, 1], by name.
+        source: Where the task's texts come from; tasks of one source are no evidence for each other. "" is the task itself.
     """
 
     checkpoint: str
     task: str
-    accuracy: float
+    accuracy: float | None
     rows: int | None = None
     seed: int = 0
     family: str = ""
     facts: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     early: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
 
 
-def history_file() -> Path:
-    """Where this installation keeps its history: beside the store."""
-    return default_root() / "history.jsonl"
+def history_file(root: Path | None = None) -> Path:
+    """Where this installation keeps its history: beside the store's entries."""
+    return (root or default_root()) / "history.jsonl"
+
+
+def latest(results: Iterable[Result]) -> list[Result]:
+    """Of several results of one checkpoint, task and seed the last: a run that was repeated counts once. One that was adapted
+    stands before one that was only surveyed."""
+    found: dict[tuple[str, str, int], Result] = {}
+    for one in results:
+        key = (one.checkpoint, one.task, one.seed)
+        if one.accuracy is None and key in found and found[key].accuracy is not None:
+            continue
+        found.pop(key, None)
+        found[key] = one
+    return list(found.values())
 
 
 def read_history(path: Path | None = None) -> list[Result]:
@@ -103,14 +119,15 @@ def _result(line: bytes) -> Result | None:
     try:
         content = json.loads(line)
         one = Result(
-            checkpoint=str(content["checkpoint"]), task=str(content["task"]), accuracy=float(content["accuracy"]),
+            checkpoint=str(content["checkpoint"]), task=str(content["task"]),
+            accuracy=None if content["accuracy"] is None else float(content["accuracy"]),
             rows=None if content.get("rows") is None else int(content["rows"]), seed=int(content.get("seed", 0)),
-            family=str(content.get("family", "")), facts=_numbers(content.get("facts")),
+            family=str(content.get("family", "")), source=str(content.get("source", "")), facts=_numbers(content.get("facts")),
             scores=_numbers(content.get("scores")), early=_numbers(content.get("early")),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-    return one if 0.0 <= one.accuracy <= 1.0 else None
+    return one if one.accuracy is None or 0.0 <= one.accuracy <= 1.0 else None
 
 
 def _numbers(content: Any) -> dict[str, float]:

@@ -3,8 +3,12 @@
     weighted tau    Vigna's tau with additive hyperbolic weights, the mean of ranking by truth and by prediction
                     (scipy.stats.weightedtau, `rank=True`): what happens at the top counts most
     regret          the best accuracy among the candidates, less that of the one that was predicted to be best
-    coverage        how often the result lies in its predicted 95 % interval
-    noise ceiling   tau and regret of one seed's results as the prediction of another's: what chance leaves
+    coverage        how often the result lies in its predicted 95 % interval, of those that were left out
+    noise ceiling   tau and regret of one seed's results as the prediction of another's: what a perfect memory of one training
+                    reaches; a perfect prediction of the mean over trainings would reach a little more
+
+Tasks of one source (the same texts under other labels) are left out together, and count as one. Seeds and families of a task are
+averaged before the bootstrap: its intervals are over tasks, which are what the next one is drawn from.
 
 Sources: Vigna (2015), A weighted correlation index for rankings with ties, arXiv 1404.3325; You et al. (2021), LogME, arXiv
 2102.11005, for the use of it here.
@@ -13,9 +17,8 @@ Sources: Vigna (2015), A weighted correlation index for rankings with ties, arXi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -25,19 +28,19 @@ from regraft.rank.fusion.design import Parts
 from regraft.rank.fusion.fusion import Candidate, predict
 from regraft.rank.fusion.history import Result
 
-LeaveOut = Literal["task", "family"]
+LEFT_OUT = ("task", "family")
 # Fewer checkpoints on a task have no order worth predicting.
 FEWEST = 3
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Means over the parts that were left out, each with a 95 % bootstrap interval over them.
+    """Means over the tasks that were left out, each with a 95 % bootstrap interval over them.
 
     Attributes:
         name: Of the way of predicting.
         tau, regret, coverage: (mean, low, high); coverage is None for what gives no intervals.
-        parts: How many were left out in turn.
+        parts: Sources of tasks that the means are over.
     """
 
     name: str
@@ -61,101 +64,145 @@ def regret(truth: Sequence[float], predicted: Sequence[float]) -> float:
     return float(true.max() - true[guess == guess.max()].mean())
 
 
-def selfcheck(history: Sequence[Result], *, leave_out: LeaveOut = "task", seed: int = 0) -> list[Figures]:
+def selfcheck(
+    history: Sequence[Result], *, leave_out: str = "task", only: Collection[str] | None = None, seed: int = 0
+) -> list[Figures]:
     """The fusion, the prior alone, and each score and short run alone, on everything that was left out in turn.
 
     Leaving a task out removes all its results. Leaving a family out removes all results of its checkpoints as well, of which
     then nothing is known but facts, scores and short runs. The order among all checkpoints of the task is what is judged.
 
+    `only` names the ways of predicting that are wanted; all by default.
+
     Raises:
         TaskError: There are not two parts with at least `FEWEST` checkpoints on a task.
     """
-    ways: dict[str, Callable[[Sequence[Result], Sequence[Result]], tuple[list[float], float | None]]] = {
-        "fusion": lambda known, wanted: _fused(known, wanted, Parts(), seed),
-        "prior": lambda known, wanted: _fused(known, wanted, Parts(scores=False, early=False), seed),
+    if leave_out not in LEFT_OUT:
+        raise TaskError(f"{leave_out!r} cannot be left out.", f"Choose {' or '.join(LEFT_OUT)}.")
+    ways: dict[str, Way] = {
+        "fusion": lambda split: _fused(split, Parts(), seed),
+        "prior": lambda split: _fused(split, Parts(scores=False, early=False), seed),
     }
     for kind in ("scores", "early"):
         for name in sorted({name for one in history for name in getattr(one, kind)}):
-            ways[name] = lambda known, wanted, kind=kind, name=name: _alone(wanted, kind, name)  # type: ignore[misc]
+            ways[name] = lambda split, kind=kind, name=name: _alone(split, kind, name)  # type: ignore[misc]
+    ways = {name: way for name, way in ways.items() if only is None or name in only}
     splits = _splits(history, leave_out)
-    if len(splits) < 2:
+    if len({split.source for split in splits}) < 2:
         raise TaskError(
-            f"The history holds {len(splits)} {leave_out} with at least {FEWEST} checkpoints to compare; 2 are needed.",
+            f"The history holds {len({split.source for split in splits})} tasks with at least {FEWEST} checkpoints to compare; "
+            "2 are needed.",
             "Run `regraft reuse` on more tasks.",
         )
-    found = [
-        _figures(name, [(wanted, *way(known, wanted)) for known, wanted in splits], seed) for name, way in ways.items()
-    ]
-    ceiling = noise_ceiling(history, seed)
+    found = [_figures(name, [(split, *way(split)) for split in splits], seed) for name, way in ways.items()]
+    ceiling = noise_ceiling(history, seed) if only is None else None
     return found if ceiling is None else [*found, ceiling]
 
 
 def noise_ceiling(history: Sequence[Result], seed: int = 0) -> Figures | None:
     """Each task's results under one seed as the prediction of those under another; None without two seeds."""
-    by_task: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    by_task: dict[tuple[str, str], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for one in history:
-        by_task[one.task][one.seed][one.checkpoint] = one.accuracy
-    taus, regrets = [], []
-    for seeds in by_task.values():
+        if one.accuracy is not None:
+            by_task[_source(one), one.task][one.seed][one.checkpoint] = one.accuracy
+    taus, regrets = defaultdict(list), defaultdict(list)
+    for (source, _), seeds in by_task.items():
         for first in seeds:
             for second in seeds:
                 shared = sorted(seeds[first].keys() & seeds[second].keys())
                 if first != second and len(shared) >= FEWEST:
                     truth, guess = [seeds[second][name] for name in shared], [seeds[first][name] for name in shared]
-                    taus.append(weighted_tau(truth, guess))
-                    regrets.append(regret(truth, guess))
+                    taus[source].append(weighted_tau(truth, guess))
+                    regrets[source].append(regret(truth, guess))
     if not taus:
         return None
     return Figures("noise ceiling", _interval(taus, seed), _interval(regrets, seed), None, len(taus))
 
 
-def _splits(history: Sequence[Result], leave_out: LeaveOut) -> list[tuple[list[Result], list[Result]]]:
-    """(known, wanted): wanted is one task's results under one seed."""
+@dataclass(frozen=True)
+class Split:
+    """One task's results under one seed, to be predicted from what is known.
+
+    Attributes:
+        source: What the figures are averaged over first.
+        known: Results, and what was surveyed of the task itself.
+        wanted: Results whose accuracies are to be predicted.
+        strangers: Names of those that nothing else is known of; all of them where a task is left out.
+    """
+
+    source: str
+    known: Sequence[Result]
+    wanted: Sequence[Result]
+    strangers: frozenset[str]
+
+    @property
+    def truth(self) -> list[float]:
+        """The accuracies that were reached."""
+        return [one.accuracy for one in self.wanted if one.accuracy is not None]
+
+
+Way = Callable[[Split], tuple[list[float], "float | None"]]
+
+
+def _source(one: Result) -> str:
+    return one.source or one.task
+
+
+def _splits(history: Sequence[Result], leave_out: str) -> list[Split]:
     found = []
     for task in sorted({one.task for one in history}):
-        for number in sorted({one.seed for one in history if one.task == task}):
-            wanted = [one for one in history if one.task == task and one.seed == number]
-            if len({one.checkpoint for one in wanted}) < FEWEST:
+        of_task = [one for one in history if one.task == task]
+        source = _source(of_task[0])
+        others = [one for one in history if one.task != task and _source(one) != source]
+        surveyed = [one for one in of_task if one.accuracy is None]
+        for number in sorted({one.seed for one in of_task}):
+            wanted = [one for one in of_task if one.seed == number and one.accuracy is not None]
+            names = {one.checkpoint for one in wanted}
+            if len(names) < FEWEST:
                 continue
-            if leave_out == "task":
-                found.append(([one for one in history if one.task != task], wanted))
-                continue
-            for family in sorted({one.family for one in wanted}):
-                others = [one for one in history if one.family != family and one.task != task]
-                found.append((others, wanted))
-    return [(known, wanted) for known, wanted in found if known]
+            beside = [one for one in surveyed if one.checkpoint not in names]
+            families = sorted({one.family for one in wanted}) if leave_out == "family" else [None]
+            for family in families:
+                kept = [one for one in others if family is None or one.family != family]
+                strangers = frozenset(one.checkpoint for one in wanted if family is None or one.family == family)
+                if any(one.accuracy is not None for one in kept):
+                    found.append(Split(source, [*kept, *beside], wanted, strangers))
+    return found
 
 
-def _fused(
-    known: Sequence[Result], wanted: Sequence[Result], parts: Parts, seed: int
-) -> tuple[list[float], float | None]:
+def _fused(split: Split, parts: Parts, seed: int) -> tuple[list[float], float | None]:
     candidates = [
-        Candidate(one.checkpoint, one.family, dict(one.facts), dict(one.scores), dict(one.early)) for one in wanted
+        Candidate(one.checkpoint, one.family, dict(one.facts), dict(one.scores), dict(one.early))
+        for one in split.wanted
     ]
-    predictions = {one.checkpoint: one for one in predict(known, candidates, wanted[0].task, parts=parts, seed=seed)}
-    inside = [predictions[one.checkpoint].low <= one.accuracy <= predictions[one.checkpoint].high for one in wanted]
-    return [predictions[one.checkpoint].accuracy for one in wanted], float(np.mean(inside))
+    task = split.wanted[0].task
+    predictions = {one.checkpoint: one for one in predict(split.known, candidates, task, parts=parts, seed=seed)}
+    inside = [
+        predictions[one.checkpoint].low <= one.accuracy <= predictions[one.checkpoint].high
+        for one in split.wanted if one.checkpoint in split.strangers and one.accuracy is not None
+    ]  # fmt: skip
+    return [predictions[one.checkpoint].accuracy for one in split.wanted], float(np.mean(inside))
 
 
-def _alone(wanted: Sequence[Result], kind: str, name: str) -> tuple[list[float], float | None]:
+def _alone(split: Split, kind: str, name: str) -> tuple[list[float], float | None]:
     """One number as it is; a checkpoint without it comes last."""
-    values = [getattr(one, kind).get(name) for one in wanted]
+    values = [getattr(one, kind).get(name) for one in split.wanted]
     lowest = min((value for value in values if value is not None), default=0.0)
     return [lowest - 1.0 if value is None else float(value) for value in values], None
 
 
-def _figures(name: str, checked: Sequence[tuple[Sequence[Result], list[float], float | None]], seed: int) -> Figures:
-    taus, regrets, covered = [], [], []
-    for wanted, guess, coverage in checked:
-        truth = [one.accuracy for one in wanted]
-        taus.append(weighted_tau(truth, guess))
-        regrets.append(regret(truth, guess))
-        covered.append(coverage)
-    inside = [value for value in covered if value is not None]
-    return Figures(
-        name, _interval(taus, seed), _interval(regrets, seed), _interval(inside, seed) if inside else None, len(checked)
-    )
+def _figures(name: str, checked: Sequence[tuple[Split, list[float], float | None]], seed: int) -> Figures:
+    taus, regrets, covered = defaultdict(list), defaultdict(list), defaultdict(list)
+    for split, guess, coverage in checked:
+        taus[split.source].append(weighted_tau(split.truth, guess))
+        regrets[split.source].append(regret(split.truth, guess))
+        if coverage is not None:
+            covered[split.source].append(coverage)
+    inside = _interval(covered, seed) if covered else None
+    return Figures(name, _interval(taus, seed), _interval(regrets, seed), inside, len(taus))
 
 
-def _interval(values: Sequence[float], seed: int) -> tuple[float, float, float]:
-    return (float(np.mean(values)), *mean_interval(values, seed))
+def _interval(values: Mapping[str, Sequence[float]], seed: int) -> tuple[float, float, float]:
+    """Mean over sources of their means, and its bootstrap interval over sources."""
+    means = [float(np.mean(values[source])) for source in sorted(values)]
+    return (float(np.mean(means)), *mean_interval(means, seed))

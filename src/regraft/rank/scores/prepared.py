@@ -19,6 +19,9 @@ from regraft.randomness import permutation
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
+# Of a column's size: what is left of a constant column when its mean is taken away.
+ROUNDING = 1e-13
+
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Array = TypeVar("Array", bound=NDArray[Any])
@@ -107,8 +110,11 @@ class Prepared:
 
     @cached_property
     def centred(self) -> Floats:
-        """Features less their mean [N, D]."""
-        return _kept(self.features - self.mean)
+        """Features less their mean [N, D]; exactly 0 in columns that differ by no more than the mean's own rounding error."""
+        centred = self.features - self.mean
+        spread, size = np.abs(centred).max(axis=0), np.abs(self.features).max(axis=0)
+        centred[:, spread <= ROUNDING * size] = 0.0
+        return _kept(centred)
 
     @cached_property
     def class_means(self) -> Floats:
