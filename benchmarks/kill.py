@@ -24,6 +24,8 @@ from pathlib import Path
 import common
 
 LIMIT_S = 1800.0
+# Of each split: a run has all its steps and takes half a minute, so that fifty kills take minutes.
+ROWS = 300
 MOST_KILLS_A_RUN = 8
 
 
@@ -44,7 +46,17 @@ def fingerprints(run: Path) -> dict[str, str]:
 def start(folder: Path, budget: str) -> subprocess.Popen[bytes]:
     """Start (or go on with) the run in `folder`."""
     command = common.regraft(
-        "reuse", "builtin:pydoc", "--zoo", "builtin:minilm", "--budget", budget, "--out", str(folder / "run"), "--json"
+        "reuse",
+        "builtin:pydoc",
+        "--zoo",
+        "builtin:minilm",
+        "--budget",
+        budget,
+        "--max-rows",
+        str(ROWS),
+        "--out",
+        str(folder / "run"),
+        "--json",
     )
     errors = (folder / "errors").open("ab")
     return subprocess.Popen(
@@ -102,7 +114,7 @@ def main() -> None:
             shutil.rmtree(folder)
     figures = {
         "kills": kills, "runs": runs, "different": different, "budget": given.budget,
-        "members": len(expected), "unkilled_s": round(seconds, 1),
+        "rows": ROWS, "members": len(expected), "unkilled_s": round(seconds, 1),
     }  # fmt: skip
     common.Results("kill").put(f"pydoc/{given.budget}", figures)
     if different:

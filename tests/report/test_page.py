@@ -125,6 +125,14 @@ def test_every_entry_of_the_result_is_in_the_page(any_result: dict[str, Any]) ->
         assert note in text
 
 
+def test_predictions_are_in_the_table_when_there_are_any(result: dict[str, Any], variants: ModuleType) -> None:
+    assert not any("Predicted" in row for row in Page(render(result)).rows)
+    page = Page(render(variants.predicted()))
+    first = variants.predicted()["ranking"][0]["checkpoint"]
+    assert any(first in row and words.format_percent(0.93).replace(words.SPACE, " ") in row for row in page.rows)
+    assert any("Predicted" in row and "Chance to be best" in row for row in page.rows)
+
+
 def test_how_to_replay_it_is_said_when_there_is_a_family(result: dict[str, Any], variants: ModuleType) -> None:
     assert "regraft run runs/banking77-10m/family/recipe.yaml" in render(result)
     assert "regraft run" not in render(variants.baseline_best())

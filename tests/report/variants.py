@@ -116,6 +116,17 @@ def nulls() -> Result:
     return result
 
 
+def predicted() -> Result:
+    """The history is trusted: the ranking is in the order of predicted accuracy."""
+    result = realistic()
+    count = len(result["ranking"])
+    for place, one in enumerate(result["ranking"]):
+        accuracy = 0.93 - 0.01 * place
+        one["predicted"] = {"accuracy": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.015, "best": 1 / count,
+                            "group": one["group"]}  # fmt: skip
+    return result
+
+
 def nothing() -> Result:
     """Neither a checkpoint nor a baseline could be measured."""
     result = baseline_best()
@@ -135,5 +146,5 @@ def _shifted(score: Result, by: float) -> Result:
 
 VARIANTS: dict[str, Callable[[], Result]] = {
     made.__name__: made
-    for made in (realistic, hostile, baseline_best, baseline_beats_family, one_member, many, nulls, nothing)
+    for made in (realistic, hostile, baseline_best, baseline_beats_family, one_member, many, predicted, nulls, nothing)
 }

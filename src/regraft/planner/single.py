@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 import time
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,12 @@ def write_member(
 
 def evaluate_one(
     checkpoint: str, task: str, *, split: str = "test", device: str = "cpu", seed: int = 0, progress: Progress = SILENT,
-    **read: Any,
+    seen: Callable[[Checkpoint, Any, Any, Any], None] | None = None, **read: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure a checkpoint that has a head for the task's labels, as it is."""
+    """Measure a checkpoint that has a head for the task's labels, as it is.
+
+    `seen` is called with the checkpoint, the task, the labels and the probabilities, whose first classes are the task's.
+    """
     from regraft.checkpoint.classifier import probabilities
     from regraft.checkpoint.export import load_classifier
     from regraft.evaluate import measure_latency, score
@@ -162,6 +166,8 @@ def evaluate_one(
     order = [opened.labels.index(label) for label in loaded.label_names]
     # A label that the task does not have is a wrong answer: such labels keep columns of their own, after the task's.
     kept = found[:, order + [index for index in range(len(opened.labels)) if index not in set(order)]]
+    if seen is not None:
+        seen(opened, loaded, chosen.labels, kept)
     latency = measure_latency(lambda some: probabilities(classifier, some), chosen.texts, deadline_s=0.6)
     return {"name": opened.name, "split": split, "score": score(chosen.labels, kept, seed), "latency_ms": latency,
             "parameters": opened.parameters, "bytes": opened.bytes}  # fmt: skip

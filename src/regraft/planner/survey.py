@@ -89,7 +89,17 @@ def rank_checkpoints(job: Job) -> None:
         with job.progress.bar("ranking", 5 * len(views)):
             ranked = rank(views, labels, n_classes=job.classes, seed=job.seed, more=job.more_scores, deadline=deadline,
                           progress=lambda _name, _share: job.progress.advance())  # fmt: skip
-        return {"ranking": [{**vars(one), "reason": _reason(one, ranked, len(labels))} for one in ranked]}
+        spent = {name: found.seconds for name, found in job.features.items()}
+        return {
+            "ranking": [
+                {
+                    **vars(one),
+                    "seconds": one.seconds + spent[one.checkpoint],
+                    "reason": _reason(one, ranked, len(labels)),
+                }
+                for one in ranked
+            ]
+        }
 
     job.ranking = job.timed_once("ranking", measure)["ranking"]
     use_history(job)

@@ -44,6 +44,7 @@ def render(result: Mapping[str, Any]) -> str:
             replay=verdict.replay(tidy),
             whiskers=rows.whiskers(tidy),
             groups=rows.groups(tidy["ranking"]),
+            has_predictions=rows.has_predictions(tidy["ranking"]),
             score_names=rows.score_names(tidy["ranking"]),
             ranking_whiskers=rows.ranking_whiskers(tidy["ranking"]),
             candidates=rows.candidates(tidy),

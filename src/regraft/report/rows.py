@@ -126,6 +126,11 @@ def score_names(ranking: list[Any]) -> list[str]:
     return [name for name in _SCORES if name in found] + sorted(found - _SCORES.keys())
 
 
+def has_predictions(ranking: list[Any]) -> bool:
+    """Whether the order is by predicted accuracy."""
+    return any(one.get("predicted") for one in ranking)
+
+
 def score_name(name: str) -> str:
     """A score of the ranking in words."""
     return _SCORES.get(name, name)
