@@ -100,6 +100,18 @@ def test_a_history_turns_the_order_and_what_is_trained(run_reuse: Reuse, referen
     assert trained(family) == {second}
 
 
+def test_copies_of_one_checkpoint_share_a_prediction(
+    run_reuse: Reuse, references: list[str], tiny_bert: Path, copy_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    twin = copy_of(tiny_bert, "twin")
+    store = Store(tmp_path / "store")
+    add_results(experience(references, TURNED, MISLED), history_file(store.root))
+    family = run_reuse(store=store, zoo=",".join([*references, str(twin)]), budget="5trials")
+    found = {one["checkpoint"]: one["predicted"]["accuracy"] for one in family.result["ranking"]}
+    assert found["twin"] == found["tiny-bert"]
+    assert [one["rank"] for one in family.result["ranking"]] == list(range(1, len(found) + 1))
+
+
 def test_a_history_that_predicts_badly_is_not_used(
     run_reuse: Reuse, references: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

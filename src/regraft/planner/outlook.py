@@ -55,7 +55,8 @@ def expected(job: Job, heads: list[Candidate]) -> dict[str, float]:
     if not job.run.ledger.look("outlook/ranking")[0]:
         return {one.name: one.quality(metric) for one in heads}
     found = job.run.ledger.once("outlook/heads", lambda: _predicted(job))
-    return {one.name: found[one.checkpoint.name]["accuracy"] for one in heads}
+    seen = {name: one["accuracy"] for name, one in found.items()}  # what was not ranked has no prediction
+    return {one.name: seen.get(one.checkpoint.name, one.quality(metric)) for one in heads}
 
 
 def keep_results(job: Job) -> None:
@@ -107,17 +108,18 @@ def _trusted(job: Job) -> tuple[bool, str]:
 
 
 def _predicted(job: Job) -> dict[str, dict[str, float]]:
-    """Predictions by name of checkpoint, the best first."""
+    """Predictions by name of checkpoint, the best first; copies of one checkpoint share theirs."""
+    by_id: dict[str, list[Checkpoint]] = {}
+    for one in _ranked(job):
+        by_id.setdefault(one.checkpoint_id, []).append(one)
     candidates = [
-        fusion.Candidate(
-            one.checkpoint_id, family_of(one), facts_of(one), _scores(job, one), _early(job, one)
-        ) for one in _ranked(job)
-    ]  # fmt: skip
-    names = {one.checkpoint_id: one.name for one in _ranked(job)}
+        fusion.Candidate(name, family_of(one), facts_of(one), _scores(job, one), _early(job, one))
+        for name, (one, *_) in by_id.items()
+    ]
     found = fusion.predict(_history(job), candidates, job.task.task_id, seed=job.seed)
     return {
-        names[one.checkpoint]: {"accuracy": one.accuracy, "low": one.low, "high": one.high, "best": one.best,
-                                "group": one.group} for one in found
+        copy.name: {"accuracy": one.accuracy, "low": one.low, "high": one.high, "best": one.best, "group": one.group}
+        for one in found for copy in by_id[one.checkpoint]
     }  # fmt: skip
 
 
