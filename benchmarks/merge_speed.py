@@ -1,7 +1,7 @@
 """`regraft merge` against mergekit, and against the physical limit: wall time, memory, processor time.
 
     python benchmarks/merge_speed.py --mergekit VENV/bin/mergekit-yaml --scratch FOLDER
-        [--sizes 70M,287M,1100M] [--inputs 1,2,4,8] [--methods ties,dare_ties,task_arithmetic,linear] [--repeat 3]
+        [--sizes 70M,287M,1100M] [--inputs 1,2,4,6,8] [--methods ties,dare_ties,task_arithmetic,linear] [--repeat 3]
 
 A cell is a size, a number of fine-tunes (a base comes on top) and a method. 287M with three fine-tunes is the figure that
 counts; the others are curves: over the inputs at 287M, and over the sizes at three fine-tunes. In a cell the two programs
@@ -9,6 +9,9 @@ take turns, both as whole processes with the same YAML, two threads and a warm p
 the last run wrote is flushed and removed), and the limit (merge_limit.py) is measured in every turn, too. Memory is the peak of
 anonymous memory over the process tree, sampled every 20 ms; "above imports" subtracts what a process that only imports
 the program takes. Ours reports the seconds of its phases itself.
+
+TIES is one compiled loop up to six fine-tunes (`regraft.merge.methods.ties.AT_ONCE`); more go through blocks of float32, and the
+curve over the inputs shows what that costs: it cannot be flat beyond six.
 
 Numba compiles ours once per installation: a run before the turns is not counted; where it counts, it starts with an empty
 cache and is reported as `cold_wall_s`.
@@ -114,7 +117,10 @@ class Bench:
             "regraft": figures(runs["regraft"], self.ours_mib) | self._inner(runs["regraft"])
             | {"cold_wall_s" if counts else "first_wall_s": round(first.wall_s, 3), "imports_mib": round(self.ours_mib, 1)},
             "mergekit": figures(runs["mergekit"], self.theirs_mib) | {"imports_mib": round(self.theirs_mib, 1)},
-            "limit": {"seconds": min(limit["seconds"] for limit in limits), "turns": limits},
+            "limit": {
+                "seconds": min(limit["seconds"] for limit in limits),
+                "seconds_median": statistics.median(limit["seconds"] for limit in limits), "turns": limits,
+            },
             "same_bits": same,
         }  # fmt: skip
 
@@ -122,7 +128,7 @@ class Bench:
         self._clear("ours")
         if fresh:
             shutil.rmtree(self.cache, ignore_errors=True)
-        command = common.regraft("merge", str(yaml), "-o", str(self.scratch / "ours"), "--json")
+        command = common.regraft("merge", str(yaml), "-o", str(self.scratch / "ours"), "--workers", "2", "--json")
         return _checked(watch(command, LIMIT_S, NUMBA_CACHE_DIR=str(self.cache)))
 
     def _theirs(self, yaml: Path) -> Watched:
@@ -175,7 +181,7 @@ def main() -> None:
     parser.add_argument("--mergekit", type=Path, required=True, help="mergekit-yaml in its own virtual environment")
     parser.add_argument("--scratch", type=Path, required=True, help="a folder with 25 GB free")
     parser.add_argument("--sizes", default="70M,287M,1100M")
-    parser.add_argument("--inputs", default="1,2,4,8", help="fine-tunes of the curve over inputs")
+    parser.add_argument("--inputs", default="1,2,4,6,8", help="fine-tunes of the curve over inputs")
     parser.add_argument("--methods", default=",".join(mergekit_peer.METHODS))
     parser.add_argument("--repeat", type=int, default=3, help="turns of the figure that counts")
     parser.add_argument("--curve-repeat", type=int, default=2, help="turns of a cell of a curve")

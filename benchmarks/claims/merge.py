@@ -145,12 +145,11 @@ def opcm(contest: Contest) -> dict[str, Any]:
     scores = np.array([contest.normalised(rights) for rights in by_order])  # [orders, seeds]
     seeds = range(len(contest.boards))
     mean = [{name: np.mean([rights[seed][name] for rights in by_order], axis=0) for name in TASKS} for seed in seeds]
-    worst = [by_order[int(scores[:, seed].argmin())][seed] for seed in seeds]
     average = contest.published("linear")
-    found = {
-        "mean of the orders over averaging": difference(mean, average, contest.unit),
-        "worst order over averaging": difference(worst, average, contest.unit),
-    }
+    found = {"mean of the orders over averaging": difference(mean, average, contest.unit)}
+    # The claim is of any order. Each has an interval of its own: the worst one would be chosen by the rows that it is tested on.
+    for number, rights in enumerate(by_order, 1):
+        found[f"order {number} over averaging"] = difference(rights, average, contest.unit)
     beside = difference(mean, contest.published("task_arithmetic"), contest.unit)
     return {
         "claim": "merging one after another (OPCM) beats averaging, in any order",

@@ -138,3 +138,17 @@ def test_what_cannot_be_opened_is_named(four: list[Path], tmp_path: Path) -> Non
 def test_opened_checkpoints_are_plain_values(four: list[Path]) -> None:
     _, opened = open_inputs(spec_of("linear", four))
     assert Opened(None, opened.inputs).changes == {}
+
+
+def test_adapters_of_one_file_are_told_apart_by_their_scale(
+    tiny_bert: Path, adapter_maker: Any, edited: Any, tmp_path: Path
+) -> None:
+    """The same factors under another lora_alpha: their order is their own, too, not the user's."""
+    one = adapter_maker(tiny_bert, tmp_path / "one", lora_alpha=4)
+    two = edited(Path(shutil.copytree(one, tmp_path / "two")), "adapter_config.json", lora_alpha=8)
+    inputs = [f"{tiny_bert}+{one}", f"{tiny_bert}+{two}"]
+    found = [[one.reference for one in open_inputs(spec_of("ties", given, tiny_bert))[0].inputs]
+             for given in (inputs, inputs[::-1])]  # fmt: skip
+    assert found[0] == found[1]
+    first, second = open_inputs(spec_of("ties", inputs, tiny_bert))[1].inputs
+    assert first.file_id != second.file_id

@@ -154,3 +154,18 @@ def test_looking_at_a_recipe_needs_neither_torch_nor_numba() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split("\n")[:2] == ["[]", "[]"]
+
+
+@pytest.mark.parametrize("method", ["ties", "iso_c"])
+def test_a_whole_merge_does_without_torch(method: str, three: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """From the recipe to the certificate, which is then checked."""
+    base, a, b = three
+    code = (
+        f"import sys\nfrom pathlib import Path\nout = Path({str(tmp_path / 'out')!r})\n"
+        "from regraft import certificate\nfrom regraft.merge import merge, spec_of\n"
+        f"merge(spec_of({method!r}, [{str(a)!r}, {str(b)!r}], {str(base)!r}), out)\n"
+        "print({one.outcome for one in certificate.verify(out)})\n"
+        "print([name for name in ('torch', 'transformers', 'sklearn', 'datasets') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split("\n")[:2] == ["{'pass'}", "[]"]

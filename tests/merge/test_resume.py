@@ -12,7 +12,7 @@ import pytest
 
 from regraft import faults
 from regraft.checkpoint.weights import let_go
-from regraft.errors import RunLockedError
+from regraft.errors import RunLockedError, VerificationError
 from regraft.merge.recipe.spec import Output, Spec, spec_of
 from regraft.merge.run import merge
 
@@ -150,6 +150,65 @@ def test_a_lora_out_is_made_again(
     merge(spec, tmp_path / "out")
     merge(spec, tmp_path / "whole")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_tensors_that_were_merged_side_by_side(
+    three: list[Path], tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
+    """A method of whole matrices has several tensors in work when it is killed."""
+    spec, out = spec_of("iso_c", three[1:], three[0]), tmp_path / "out"
+    merge(spec, tmp_path / "whole", workers=1)
+    for workers in (3, 2):
+        killed_at("tensor merged", lambda workers=workers: merge(spec, out, workers=workers), 7)  # type: ignore[misc]
+    assert counted(lambda: merge(spec, out, workers=3)) == 30 - 2 * 7
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_another_scale_of_an_adapter_begins_anew(
+    tiny_bert: Path, adapter_maker: Any, edited: Any, tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
+    """lora_alpha stands in the config alone: the same factors are another input."""
+    adapter = adapter_maker(tiny_bert, tmp_path / "lora", lora_alpha=4)
+    spec, out = spec_of("linear", [tiny_bert, f"{tiny_bert}+{adapter}"]), tmp_path / "out"
+    total = counted(lambda: merge(spec, tmp_path / "before"))
+    killed_at("tensor merged", lambda: merge(spec, out), 10)
+    edited(adapter, "adapter_config.json", lora_alpha=8)
+    assert counted(lambda: merge(spec, out)) == total
+    merge(spec, tmp_path / "whole")
+    assert files(out) == files(tmp_path / "whole") != files(tmp_path / "before")
+
+
+def test_after_a_restart_of_the_machine_it_begins_anew(
+    three: list[Path], tmp_path: Path, killed_at: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may keep the journal and lose what it says."""
+    spec, out = recipe(three), tmp_path / "out"
+    merge(spec, tmp_path / "whole")
+    killed_at("tensor merged", lambda: merge(spec, out), 20)
+    (left,) = tmp_path.glob(".out.*.partial")
+    (left / "model.safetensors").write_bytes(bytes((left / "model.safetensors").stat().st_size))
+    monkeypatch.setattr("regraft.checkpoint.writer.boot_id", lambda: "another")
+    assert counted(lambda: merge(spec, out)) == 30
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_what_fails_its_certificate_is_not_found_again(
+    three: list[Path], tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
+    """Bytes that a disk has lost after they were noted as finished."""
+    spec, out = recipe(three), tmp_path / "out"
+    merge(spec, tmp_path / "whole")
+    killed_at("tensor merged", lambda: merge(spec, out), 30)
+    (left,) = tmp_path.glob(".out.*.partial")
+    file = left / "model.safetensors"
+    raw = file.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    file.write_bytes(raw[:start] + bytes(len(raw) - start))
+    with pytest.raises(VerificationError, match=r"made again from the parents.*Merge again"):
+        merge(spec, out)
+    assert names(tmp_path) == {"base", "a", "b", "whole"}
+    assert counted(lambda: merge(spec, out)) == 30
+    assert files(out) == files(tmp_path / "whole")
 
 
 def test_a_second_process_is_refused(three: list[Path], tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regraft import certificate
+from regraft import certificate, methods
 from regraft.checkpoint.headers import read_tensors
 from regraft.checkpoint.weights import NUMPY, raw_values, read_values
 from regraft.checkpoint.writer import Slot, Writer
 from regraft.merge.inputs import open_inputs
 from regraft.merge.recipe.spec import Output, Spec, spec_of
+from regraft.merge.register import traits_of
 from regraft.merge.run import merge
 from regraft.merge.stack import Stack
 from regraft.merge.tensors import merged_tensor, stack_of
@@ -88,6 +89,57 @@ def test_the_same_bytes_for_threads_blocks_orders_and_files(
         assert raw_of(tmp_path / f"sharded{which}") == plain
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "dare_linear": {"density": [0.3, 0.5, 0.7]}, "dare_ties": {"density": 0.4}, "della": {"density": 0.5},
+    "breadcrumbs": {"gamma": 0.05}, "pcb": {"density": 0.3}, "sce": {"density": 0.4}, "karcher": {}, "model_stock": {},
+    "slerp": {"t": 0.3}, "rws": {"bits": 6},
+}  # fmt: skip
+# What is added up or counted goes grain by grain, whose size is fixed; all else is the same in blocks of any size.
+BY_GRAIN = ("sce", "karcher", "model_stock", "slerp")
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_the_same_bytes_of_all_other_methods(
+    method: str, family: Callable[..., list[Path]], tmp_path: Path, raw_of: Any, blocks_of: Any
+) -> None:
+    """For threads, blocks, shards, and, where the method promises it, orders. Tensors are of several blocks."""
+    folders = family()
+    registered = methods.get("merge", method)
+    count = 2 if method == "slerp" else 3
+
+    def made(name: str, workers: int, grain: int, turned: bool = False) -> Any:
+        inputs = folders[1 : 1 + count]
+        inputs = inputs[::-1] if turned else inputs
+        options = {
+            key: value[::-1] if turned and isinstance(value, list) else value for key, value in OTHERS[method].items()
+        }
+        base = None if traits_of(method).base == "none" else folders[0]
+        with blocks_of(grain):
+            merge(spec_of(method, inputs, base, **options), tmp_path / name, workers=workers)
+        return raw_of(tmp_path / name)
+
+    plain = made("plain", 1, 500)
+    assert made("threads", 3, 500) == plain
+    if method not in BY_GRAIN:
+        assert made("smaller", 2, 97) == made("whole", 2, 2**16) == plain
+    if "permutation" in registered.invariances:
+        assert made("turned", 2, 500, turned=True) == plain
+    for which in (1, 0):
+        sharded(folders[which], 3)
+    assert made("sharded", 2, 500) == plain
+
+
+def test_the_sign_of_zero_is_kept(written: Any, llama: Any, tmp_path: Path) -> None:
+    """From stored bits to stored bits, too."""
+    tensors = llama(0)
+    tensors["lm_head.weight"][3, ::2] = -0.0
+    for dtype in (torch.bfloat16, torch.float32):
+        folders = [written(name, tensors, dtype=dtype) for name in "ab"]
+        merge(spec_of("linear", folders), tmp_path / str(dtype))
+        head = load_file(tmp_path / str(dtype) / "model.safetensors")["lm_head.weight"]
+        assert torch.signbit(head[3, ::2]).all()
+
+
 def by_formula(method: str, values: list[np.ndarray]) -> np.ndarray:
     """In float64; what TIES keeps by sorting."""
     base, *inputs = [one.astype(np.float64) for one in values]
@@ -125,10 +177,10 @@ def test_every_number_format_in(method: str, stored: str, family: Callable[..., 
 
 @pytest.mark.parametrize("stored", FLOATS)
 @pytest.mark.parametrize("written_as", [None, "float32", "bfloat16", "float16"])
-def test_every_number_format_out(
+def test_rounding_to_every_number_format(
     stored: str, written_as: str | None, family: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
-    """Rounded to nearest from the float32 result, as torch rounds it."""
+    """To nearest from the float32 result, as torch rounds it; what that is, the tests above say."""
     folders = family(dtype=FLOATS[stored])
     spec = spec_for("task_arithmetic", folders, output=Output(dtype=written_as))
     merge(spec, tmp_path / "out")

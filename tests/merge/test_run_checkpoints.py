@@ -114,6 +114,50 @@ def test_tied_heads(written: Any, llama: Any, tmp_path: Path, raw_of: Any, on_a_
     assert all(made[case]["lm_head.weight"] == embeddings[case] for case in ("ccc", "csc"))
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("dare_linear", {"density": 0.3}),
+        ("della", {}),
+        ("task_arithmetic", {"weight": [[0.2, 0.8], 0.5]}),
+        ("task_arithmetic", {"scale": [{"filter": "embed", "value": 0.1}, {"value": 0.9}]}),
+        ("ties", {"trim": "global", "density": 0.3}),
+        ("pcb", {}),
+        ("opcm", {}),
+        ("wudi", {"steps": 5}),
+        ("iso_c", {"embeddings": "vector"}),
+        ("rws", {}),
+        ("linear", {"weight": [[0.1, 0.9], [0.9, 0.1]]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_tied_head_is_one_parameter_however_often_it_is_stored(
+    method: str, options: dict[str, Any], written: Any, llama: Any, tmp_path: Path, raw_of: Any, on_a_grid: Any
+) -> None:
+    """Stored twice in all, the merge is that of the checkpoints that store it once, and the copy is still one."""
+    every, config = [on_a_grid(llama(0), seed) for seed in range(3)], {"tie_word_embeddings": True}
+    made = {}
+    for case in ("once", "twice"):
+        for tensors in every:
+            tensors.pop("lm_head.weight", None)
+            if case == "twice":
+                tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        base, a, b = (written(f"{case}{at}", tensors, config) for at, tensors in enumerate(every))
+        spec = spec_of(method, [a, b], None if method == "linear" else base, **options)
+        result = merge(spec, tmp_path / case, workers=2)
+        made[case] = raw_of(tmp_path / case)
+        assert result.merged == len(every[0]) == len(made[case])
+    assert made["twice"].pop("lm_head.weight") == made["twice"]["model.embed_tokens.weight"]
+    table = "model.embed_tokens.weight"
+    # The order of the inputs is their own, by all that they store: it may be another, and last bits of long sums show it.
+    compared = [table] if method == "wudi" else [*made["once"]]
+    assert [made["twice"][name] for name in compared] == [made["once"][name] for name in compared]
+    assert made["twice"].keys() == made["once"].keys()
+    assert {one.outcome for one in certificate.verify(tmp_path / "twice")} == {"pass"}
+    about = json.loads((tmp_path / "twice" / "regraft.json").read_text())
+    assert any("copy in every checkpoint: lm_head.weight of model.embed" in one["problem"] for one in about["findings"])
+
+
 @pytest.fixture
 def language_models(make_tokenizer: Any, tmp_path: Path) -> list[Path]:
     """A tied bfloat16 Llama with tokenizer and generation config, and two fine-tunes."""

@@ -149,9 +149,11 @@ def test_an_output_that_is_there_is_not_touched(family: Callable[..., list[Path]
     folders = family()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    with pytest.raises(RunError, match="is not empty"):
-        merge(spec_for("linear", folders), tmp_path / "out")
+    for allow in ([], ["out"]):
+        with pytest.raises(RunError, match="is not empty"):
+            merge(spec_for("linear", folders), tmp_path / "out", allow=allow)
     assert (tmp_path / "out" / "mine").read_text() == "mine"
+    (tmp_path / "out" / "config.json").write_text("{}")
     merge(spec_for("linear", folders), tmp_path / "out", allow=["out"])
     assert not (tmp_path / "out" / "mine").exists()
 

@@ -35,12 +35,17 @@ class Adapter:
         """The base model's name or path as the adapter names it; empty when it does not."""
         return str(self.config.get("base_model_name_or_path") or "")
 
-    def adapter_id(self) -> str:
-        """sha256 over weights and the part of the config that changes the function."""
+    @property
+    def function(self) -> str:
+        """The part of the config that changes the function (ranks, alphas, targets), as canonical text."""
         kept = {key: value for key, value in self.config.items() if key not in _NOT_FUNCTION and value is not None}
         if isinstance(kept.get("target_modules"), list):  # peft writes a set: its order means nothing
             kept["target_modules"] = sorted(map(str, kept["target_modules"]))
-        return sha256("adapter", weights_id(self.tensors), canonical(kept))
+        return canonical(kept)
+
+    def adapter_id(self) -> str:
+        """sha256 over weights and the part of the config that changes the function."""
+        return sha256("adapter", weights_id(self.tensors), self.function)
 
 
 def open_adapter(folder: Path) -> Adapter:

@@ -47,8 +47,12 @@ class Weights:
 
     @cached_property
     def file_id(self) -> str:
-        """What is known without reading weights; never used for equality."""
-        return identity.file_id(self.files)
+        """What is known without reading weights; never used for equality.
+
+        What scales an adapter stands in its config, so that is a part of it.
+        """
+        found = identity.file_id(self.files)
+        return found if self.adapter is None else identity.sha256(found, self.adapter.function)
 
     @property
     def files(self) -> set[Path]:

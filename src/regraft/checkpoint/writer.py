@@ -5,6 +5,8 @@
             writer.write(name, raw, start) ...; writer.finish(name)
 
 A process that is killed leaves the hidden folder; the next one with the same key goes on after the last finished tensor.
+After a restart of the machine it begins anew: a power cut may leave the note that a tensor is finished on the disk, and zeros in
+its place.
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -29,6 +34,7 @@ from regraft.errors import RunLockedError
 from regraft.store import in_words, replace_folder, restore_folders
 
 _JOURNAL = ".finished"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,22 @@ def _remove_others(target: Path, aside: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def discard(folder: Path) -> None:
+    """Remove a half-written folder: what is in it is not to be gone on with."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@lru_cache(maxsize=1)
+def boot_id() -> str:
+    """What tells one start of the machine from the next; empty where the system does not say."""
+    with suppress(OSError, subprocess.SubprocessError):
+        if sys.platform == "darwin":
+            command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+        return _BOOT.read_text("ascii").strip()
+    return ""
+
+
 class Writer:
     """Writes tensors into the files of a folder. Parts of one tensor may come in any order and from several threads.
 
@@ -105,12 +127,15 @@ class Writer:
         self._slots = {slot.name: slot for slot in slots}
         self._at: dict[str, tuple[int, int]] = {}
         self._files: dict[PurePosixPath, int] = {}
-        journal = folder / _JOURNAL
+        journal, first = folder / _JOURNAL, f"boot {boot_id()}"
         # A full disk may have taken a part of the last name, which could be another tensor's: whole lines only.
         lines = journal.read_text("utf-8").split("\n")[:-1] if journal.exists() else []
-        self._finished = frozenset(lines)
-        self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        same = lines[:1] == [first]
+        self._finished = frozenset(lines[1:] if same else ())
+        self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | (0 if same else os.O_TRUNC), 0o644)
         try:
+            if not same:
+                _write_all(self._journal, memoryview(f"{first}\n".encode()))
             for file in dict.fromkeys(slot.file for slot in slots):
                 self._open(file, [slot for slot in slots if slot.file == file])
         except BaseException:
@@ -156,7 +181,7 @@ class Writer:
         _write_at(descriptor, view, at + start * DTYPE_BYTES[self._slots[name].dtype])
 
     def finish(self, name: str) -> None:
-        """Note that a tensor is whole; survives kill -9, not a power cut (`sync` does)."""
+        """Note that a tensor is whole; that holds until the machine is started again."""
         _write_all(self._journal, memoryview(f"{name}\n".encode()))
 
     def sync(self) -> None:

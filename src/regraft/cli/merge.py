@@ -20,10 +20,17 @@ def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe of a merge: ours, or a mergekit YAML.")],
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="The folder that is made.")] = None,  # noqa: UP045
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would happen and what it takes, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would happen and what it takes, and stop. Inputs from the Hub are downloaded."
+        ),
     ] = False,
     max_memory: Annotated[
-        str, typer.Option("--max-memory", help="Memory beyond what the program itself takes: 512MiB, 2GiB.")
+        str,
+        typer.Option(
+            "--max-memory",
+            help="Memory beyond what the program itself takes: 512MiB, 2GiB. With --search, of merging; models come on top.",
+        ),
     ] = "512MiB",
     workers: Annotated[
         Optional[int],  # noqa: UP045

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from regraft.checkpoint.weights import FLOATS
 from regraft.merge.checks.compatible import compare
-from regraft.merge.checks.findings import Finding
+from regraft.merge.checks.findings import Finding, names, note
+from regraft.merge.checks.tied import copies
 from regraft.merge.inputs import Opened
 
 
@@ -16,7 +17,7 @@ class Aligned:
     """The checkpoints of a merge, brought to the template's names.
 
     Args:
-        opened: The checkpoints under the template's names, tied heads too.
+        opened: The checkpoints under the template's names, tied heads too; what is stored twice is known as a copy.
         merged: The tensors of the template that the method merges: floating point, of one shape, of one meaning in all.
         copied: Its other tensors, and why they are kept as they are.
         left_out: Tensors of the others that the template, and so the output, does not have.
@@ -61,4 +62,11 @@ def align(opened: Opened) -> Aligned:
             copied[name] = "not the same in all"
         else:
             merged.append(name)
-    return Aligned(as_merged, tuple(merged), copied, tuple(left_out), tuple(findings))
+    same = copies(as_merged.template, as_merged.all)
+    same = {name: twin for name, twin in same.items() if name in merged and twin in merged}
+    if same:
+        pairs = [f"{name} of {twin}" for name, twin in same.items()]
+        findings.append(
+            note("tied", f"Stored as a copy in every checkpoint: {names(pairs)}; merged once, written twice.", [*same])
+        )
+    return Aligned(replace(as_merged, copies=same), tuple(merged), copied, tuple(left_out), tuple(findings))

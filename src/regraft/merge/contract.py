@@ -4,7 +4,7 @@ Every method gives the same finite float32 tensor of the right shape twice, for 
 one element, any number of axes), without changing its inputs; zero deltas give no NaN; threads and the size of blocks
 change no bit. Each invariance that it declares is checked:
 
-    identity      equal inputs come back bit for bit, whatever the base
+    identity      equal inputs come back bit for bit, whatever the base (the sign of zero aside, here and below)
     base          inputs equal to the base give the base, bit for bit
     zero weight   what an input of weight 0 holds changes no bit, and neither does leaving the last one out
     permutation   the order of the inputs changes nothing but the rounding to float32

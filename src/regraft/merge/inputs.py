@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from regraft import methods
 from regraft.checkpoint import identity
+from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.lora import Changes, changes
 from regraft.checkpoint.weights import Weights, open_weights, raw_values
 from regraft.merge.recipe.spec import Spec
@@ -24,11 +25,13 @@ class Opened:
         base: The base, or None.
         inputs: In the order of the spec.
         first: Which of them the user gave first.
+        copies: Tensors that are stored twice, and the name of the one that they are a copy of.
     """
 
     base: Weights | None
     inputs: tuple[Weights, ...]
     first: int = 0
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def template(self) -> Weights:
@@ -39,6 +42,11 @@ class Opened:
     def all(self) -> tuple[Weights, ...]:
         """The base, where there is one, and the inputs."""
         return self.inputs if self.base is None else (self.base, *self.inputs)
+
+    @property
+    def own_tensors(self) -> dict[str, TensorInfo]:
+        """The template's tensors without those that are copies of others."""
+        return {name: info for name, info in self.template.tensors.items() if name not in self.copies}
 
     @cached_property
     def changes(self) -> dict[str, Changes]:
@@ -96,13 +104,13 @@ def _by_content(inputs: Sequence[Weights]) -> list[str]:
 
 
 def _adapter_id(weights: Weights) -> str:
-    return "" if weights.adapter is None else identity.weights_id(weights.adapter.tensors)
+    return "" if weights.adapter is None else weights.adapter.adapter_id()
 
 
 def _fingerprint(weights: Weights) -> str:
-    """A hash of a few bytes from the middle of every tensor: the same wherever the checkpoint lies."""
+    """A hash of a few bytes from the middle of every tensor, and of what scales an adapter: the same wherever they lie."""
     adapted = {} if weights.adapter is None else weights.adapter.tensors
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if weights.adapter is None else weights.adapter.function.encode())
     for tensors in (weights.tensors, adapted):
         for name in sorted(tensors):
             raw = raw_values(tensors[name])

@@ -46,8 +46,11 @@ class Traits:
         per_input: Options that may differ by input; they arrive as float64 [n].
         inputs: The least and the most inputs (None: no limit).
         working: Bytes of working memory for a tensor of a shape and a number of inputs; None for elementwise methods,
-            which work in blocks.
-        prepare: Called once with the stacks of all tensors and the options; its result arrives as the keyword `prepared`.
+            which work in blocks. With it, several tensors are merged at a time, each on one thread.
+        prepare: Called once with the stacks of all tensors, in the order of their names, and the options of the first. What it
+            gives is the method's own affair: it arrives, for every tensor, as the keyword `prepared`, unless it is None, as it
+            should be where the options ask for nothing of the whole model. A tensor that is merged without it (from Python, say)
+            is a model by itself.
         whole: The words with which it looks at all tensors at once, by option: its numbers are then one for the whole model.
         wants: Facts of the model that arrive as keywords: `num_layers`.
         selects: Whether it looks for the largest magnitudes (`regraft.merge.select`), which takes memory.

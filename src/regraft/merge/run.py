@@ -3,7 +3,8 @@
 open       headers and small files of the base and of every input
 preflight  everything that can be known before a byte is written
 prepare    what a method has to know of all tensors at once (thresholds of a global trim)
-stream     a stack a tensor, the method over its blocks on all cores, the result straight into the file
+stream     a stack a tensor, the method over its blocks on all cores, the result straight into the file; methods of whole
+           matrices take several tensors at a time, a core each
 finish     small files, card, certificate; then the folder gets its name
 """
 
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,9 @@ from regraft import faults
 from regraft.checkpoint.read_ahead import ReadAhead
 from regraft.checkpoint.sampled import all_finite
 from regraft.checkpoint.weights import FLOATS, Weights, let_go, raw_values
-from regraft.checkpoint.writer import Slot, Writer, layout, resumable_folder
-from regraft.errors import MethodError, NonFiniteError
+from regraft.checkpoint.writer import Slot, Writer, discard, layout, resumable_folder
+from regraft.errors import MethodError, NonFiniteError, VerificationError
+from regraft.merge.algebra import by_tensor, one_thread_each
 from regraft.merge.align import Aligned
 from regraft.merge.certificate.certify import certify
 from regraft.merge.certificate.record import tensors_of
@@ -34,7 +38,8 @@ from regraft.merge.inputs import Opened, open_inputs
 from regraft.merge.lora.whole import write_lora
 from regraft.merge.recipe.spec import DTYPES, Spec
 from regraft.merge.sources import FileSink
-from regraft.merge.tensors import merged_tensor, prepared_for, stack_of
+from regraft.merge.tensors import Prepared, merged_tensor, stack_of
+from regraft.merge.turns import in_turn
 from regraft.progress import SILENT, Progress
 from regraft.store import key_of
 from regraft.version import __version__
@@ -72,6 +77,11 @@ class Job:
     aligned: Aligned
     slots: list[Slot]
     workers: int
+
+    @cached_property
+    def merged(self) -> frozenset[str]:
+        """The tensors that the method merges."""
+        return frozenset(self.aligned.merged)
 
     @property
     def opened(self) -> Opened:
@@ -125,15 +135,22 @@ def _merge(
     checked = time.monotonic()
     job = _job(spec, found.aligned, found.workers)
     with resumable_folder(out, _key(job, found.tasks)) as folder:
-        extraction = None
+        extraction, prepared = None, Prepared(spec, job.opened, found.aligned.merged, found.workers)
         if spec.output.format == "lora":
-            extraction = write_lora(folder, spec, found.aligned, allow_lost="lora-loss" in allow, progress=progress)
+            extraction = write_lora(
+                folder, spec, found.aligned, allow_lost="lora-loss" in allow, workers=found.workers, prepared=prepared,
+                progress=progress,
+            )  # fmt: skip
         else:
-            _stream(job, folder, sync, progress)
+            _stream(job, folder, prepared, sync, progress)
         streamed = time.monotonic()
         if spec.output.format == "checkpoint":
             copy_small_files(job.template, folder, spec.output)
-        certify(folder, spec, opened, found, extraction)
+        try:
+            certify(folder, spec, opened, found, extraction, prepared)
+        except VerificationError:
+            discard(folder)  # found again it would be gone on with, and fail again
+            raise
     seconds = {
         "preflight": checked - started, "merge": streamed - checked, "finish": time.monotonic() - streamed,
     }  # fmt: skip
@@ -165,33 +182,49 @@ def _key(job: Job, tasks: Mapping[str, str]) -> str:
     )
 
 
-def _stream(job: Job, folder: Path, sync: bool, progress: Progress) -> None:
+def _stream(job: Job, folder: Path, prepared: Prepared, sync: bool, progress: Progress) -> None:
     """Tensor by tensor, in the order of the files; what an earlier process has finished stays."""
-    merged = frozenset(job.aligned.merged)
     ahead = ReadAhead([[one.tensors.get(slot.name) for one in job.opened.all] for slot in job.slots])
-    # The pool ends before the writer closes its files: no thread writes into a file that is another's by then.
-    with (
-        ahead,
-        Writer(folder, job.slots) as writer,
-        ThreadPoolExecutor(job.workers) as pool,
-        progress.bar(f"merging with {job.spec.method}", len(job.slots)),
-    ):
-        prepared = prepared_for(job.spec, job.opened, job.aligned.merged, pool, job.workers)
-        for number, slot in enumerate(job.slots):
-            if not writer.is_finished(slot.name):
-                ahead.before(number)
-                if slot.name in merged:
-                    _merge_tensor(job, slot, writer, pool, prepared)
-                else:
-                    _copy_tensor(job, slot, writer)
-                writer.finish(slot.name)
-                faults.point("tensor merged")
-            progress.advance()
+    # The threads end (`closing`) before the writer closes its files: none writes into a file that is another's by then.
+    with ahead, Writer(folder, job.slots) as writer, progress.bar(f"merging with {job.spec.method}", len(job.slots)):
+        known = prepared.value
+        merge = _by_tensor if by_tensor(job.spec) else _by_block
+        todo = [slot for slot in job.slots if not writer.is_finished(slot.name)]
+        done = {slot.name for slot in todo}
+        with closing(merge(job, todo, writer, known)) as left:
+            for number, slot in enumerate(job.slots):
+                if slot.name in done:
+                    ahead.before(number)
+                    next(left)
+                    writer.finish(slot.name)
+                    faults.point("tensor merged")
+                progress.advance()
         if sync:
             writer.sync()
 
 
-def _merge_tensor(job: Job, slot: Slot, writer: Writer, pool: ThreadPoolExecutor, prepared: Any) -> None:
+def _by_block(job: Job, slots: Sequence[Slot], writer: Writer, known: Any) -> Generator[None, None, None]:
+    """One tensor after another, its blocks shared out to the threads."""
+    with ThreadPoolExecutor(job.workers) as pool:
+        for slot in slots:
+            _write_tensor(job, slot, writer, known, pool)
+            yield
+
+
+def _by_tensor(job: Job, slots: Sequence[Slot], writer: Writer, known: Any) -> Generator[None, None, None]:
+    """A tensor a thread."""
+    with one_thread_each(job.spec):
+        yield from in_turn(lambda slot: _write_tensor(job, slot, writer, known), slots, job.workers)
+
+
+def _write_tensor(job: Job, slot: Slot, writer: Writer, known: Any, pool: ThreadPoolExecutor | None = None) -> None:
+    if slot.name in job.merged:
+        _merge_tensor(job, slot, writer, pool, known)
+    else:
+        _copy_tensor(job, slot, writer)
+
+
+def _merge_tensor(job: Job, slot: Slot, writer: Writer, pool: ThreadPoolExecutor | None, prepared: Any) -> None:
     sink = FileSink(writer, slot.name, slot.dtype)
     stack = stack_of(job.spec, job.opened, slot.name, sink=sink, pool=pool, workers=job.workers)
     merged = merged_tensor(job.spec, job.opened, stack, prepared)

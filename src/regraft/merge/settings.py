@@ -130,6 +130,14 @@ def covers_all(setting: Setting) -> bool:
     return None in free or free >= set(PLACES)
 
 
+def by_depth(setting: Setting) -> bool:
+    """Whether the setting asks which layer a tensor is in: a gradient whose values differ, or a rule for the layers."""
+    return any(
+        rule.where == "layers" or (isinstance(rule.value, tuple) and len(set(rule.value)) > 1)
+        for rule in _rules(setting)
+    )
+
+
 def idle_filters(setting: Setting, tensors: Sequence[str]) -> list[str]:
     """The filters of a setting that are part of no tensor's name: most likely misspelt."""
     filters = [rule.filter for rule in _rules(setting) if rule.filter is not None]

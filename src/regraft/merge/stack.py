@@ -9,77 +9,38 @@ element's index: the same bytes come out for any number of threads.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from regraft.errors import NonFiniteError
-from regraft.merge.kernels import from_float32, inner_products, linear_combination, philox
+from regraft.merge.blocks import (
+    GRAIN,
+    TOGETHER,
+    ArraySink,
+    ArraySource,
+    Scratch,
+    Sink,
+    Source,
+    Words,
+    Work,
+    read,
+    read_delta,
+    share_out,
+)
+from regraft.merge.kernels import inner_products, linear_combination, philox
 from regraft.merge.stored import BITS, MOST, bits_as, combine_stored
 from regraft.randomness import seed_of
 
-# Elements of a block: with a few inputs all of its float32 values stay in a core's own cache.
-GRAIN = 2**16
-
-# Grains that are merged at once where a method goes from stored bits to stored bits.
-TOGETHER = 2
+__all__ = ["GRAIN", "ArraySink", "ArraySource", "Sink", "Source", "Stack"]
 
 T = TypeVar("T")
 Kernel = Callable[..., Any]
 # From stored bits to stored bits: (out, base or None, inputs, start) of one block; whether all is finite.
 Stored = Callable[[np.ndarray, np.ndarray | None, tuple[np.ndarray, ...], int], bool]
-
-
-class Source(Protocol):
-    """A tensor that can be read in parts."""
-
-    def read(self, out: np.ndarray, start: int) -> bool:
-        """Fill `out` (float32) with the elements from `start` on; whether all of them are finite."""
-        ...
-
-    def where(self) -> str:
-        """The tensor and its file, for errors."""
-        ...
-
-
-class Sink(Protocol):
-    """Where the merged tensor goes."""
-
-    def write(self, values: np.ndarray, start: int) -> None:
-        """Take float32 values as the elements from `start` on."""
-        ...
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """A tensor in memory."""
-
-    values: np.ndarray
-    name: str = "array"
-
-    def read(self, out: np.ndarray, start: int) -> bool:
-        """See `Source`."""
-        return bool(from_float32(out, self.values[start : start + out.size]))
-
-    def where(self) -> str:
-        """See `Source`."""
-        return self.name
-
-
-@dataclass(frozen=True)
-class ArraySink:
-    """A merged tensor in memory."""
-
-    values: np.ndarray
-
-    def write(self, values: np.ndarray, start: int) -> None:
-        """See `Sink`."""
-        self.values[start : start + values.size] = values
 
 
 @dataclass(frozen=True)
@@ -151,14 +112,14 @@ class Stack:
         """All inputs, float32 [n, *shape]: in memory as a whole."""
         out = np.empty((self.n, self.size), np.float32)
         for values, source in zip(out, self.sources, strict=True):
-            _read(source, values, 0)
+            read(source, values, 0)
         return out.reshape(self.n, *self.shape)
 
     def base(self) -> np.ndarray:
         """The base, float32 [*shape]; zeros without one."""
         out = np.zeros(self.size, np.float32)
         if self.base_source is not None:
-            _read(self.base_source, out, 0)
+            read(self.base_source, out, 0)
         return out.reshape(self.shape)
 
     def deltas(self) -> np.ndarray:
@@ -172,9 +133,9 @@ class Stack:
         """Some elements of one delta, float32 [size]."""
         out = np.empty(size, np.float32)
         if self.base_source is None:
-            _read(self.sources[number], out, start)
+            read(self.sources[number], out, start)
         else:
-            _read_delta(self.sources[number], self.base_source, out, start)
+            read_delta(self.sources[number], self.base_source, out, start)
         return out
 
     def map(
@@ -199,9 +160,9 @@ class Stack:
         sink = self.sink if merged is None else ArraySink(merged)
         keys = [np.uint64(seed_of(self.seed, noise, self.name, n)) for n in range(self.n)] if noise else []
 
-        def work(_number: int, start: int, stop: int, scratch: _Scratch) -> None:
+        def work(_number: int, start: int, stop: int, scratch: Scratch) -> None:
             base, inputs, out = scratch.blocks(self, start, stop, rows, deltas)
-            first = start // self._columns if rows else start
+            first = start // self.columns if rows else start
             if noise:
                 bits = scratch.bits(self.n, stop - start)
                 for number, key in enumerate(keys):
@@ -223,18 +184,18 @@ class Stack:
         """Write base * base tensor + sum_i coefficients[i] * input_i: summed in float64, rounded once."""
         weights = np.asarray(coefficients, np.float64)
         factors = (*((float(base),) if self.has_base else ()), *map(float, weights))
-        zero = -0.0 if self.has_base else 0.0  # -0 + x is x, whatever its sign
+        zero = -0.0  # -0 + x is x, whatever its sign
 
         def stored(out: np.ndarray, origin: np.ndarray | None, inputs: tuple[np.ndarray, ...], _start: int) -> bool:
             return bool(combine_stored(out, inputs if origin is None else (origin, *inputs), factors, zero))
 
-        return self.map(linear_combination, weights, float(base), stored=stored)
+        return self.map(linear_combination, weights, float(base) if self.has_base else zero, stored=stored)
 
     def reduce(self, kernel: Kernel, size: int, *args: Any) -> np.ndarray:
         """Sums: `kernel(partial, base, inputs, start, *args)` adds to float64 [size]; added up in the grains' order."""
         partials = np.zeros((max(1, -(-self.size // GRAIN)), size))
 
-        def work(number: int, start: int, stop: int, scratch: _Scratch) -> None:
+        def work(number: int, start: int, stop: int, scratch: Scratch) -> None:
             base, inputs, _ = scratch.blocks(self, start, stop, rows=False)
             kernel(partials[number], base, inputs, start, *args)
 
@@ -256,7 +217,7 @@ class Stack:
         width = GRAIN if words is None else TOGETHER * GRAIN
         counts = [np.zeros(bins, np.int64) for _ in range(self._lanes(width))]
 
-        def work(_number: int, start: int, stop: int, scratch: _Scratch) -> None:
+        def work(_number: int, start: int, stop: int, scratch: Scratch) -> None:
             mine = counts[scratch.lane]
             if words is not None and stored is not None and stored(mine, *words.part(start, stop), start):
                 return
@@ -281,18 +242,19 @@ class Stack:
         return np.asarray(np.triu(found) + np.triu(found, 1).T)
 
     @property
-    def _columns(self) -> int:
+    def columns(self) -> int:
+        """Elements of a row."""
         return self.shape[-1] if self.shape else 1
 
     def _width(self, rows: bool) -> int:
         """Elements of a grain."""
-        return max(1, GRAIN // max(1, self._columns)) * max(1, self._columns) if rows else GRAIN
+        return max(1, GRAIN // max(1, self.columns)) * max(1, self.columns) if rows else GRAIN
 
     def _lanes(self, width: int) -> int:
         """Threads that are worth it."""
         return max(1, min(self.workers if self.pool is not None else 1, -(-self.size // width)))
 
-    def _words(self) -> _Words | None:
+    def _words(self) -> Words | None:
         """Base and inputs as they are stored; None where they are too many, or not all in one format that loops can read."""
         sources = self.sources if self.base_source is None else (self.base_source, *self.sources)
         known = [getattr(source, "stored", None) for source in sources]
@@ -305,12 +267,12 @@ class Stack:
         ):
             return None
         arrays = [bits_as(raw, form) for raw, form in found]
-        return _Words(arrays.pop(0) if self.has_base else None, arrays)
+        return Words(arrays.pop(0) if self.has_base else None, arrays)
 
-    def _run_stored(self, work: _Work, stored: Stored, words: _Words) -> None:
+    def _run_stored(self, work: Work, stored: Stored, words: Words) -> None:
         sink: Any = self.sink
 
-        def at_once(number: int, start: int, stop: int, scratch: _Scratch) -> None:
+        def at_once(number: int, start: int, stop: int, scratch: Scratch) -> None:
             out = scratch.out(sink.stored_as, stop - start)
             if stored(out, *words.part(start, stop), start):
                 sink.write_stored(out, start)
@@ -319,106 +281,6 @@ class Stack:
 
         self._run(at_once, TOGETHER * GRAIN)
 
-    def _run(self, work: _Work, width: int) -> None:
-        """Give every block to one of the lanes: each takes every k-th, so that they read near each other."""
-        lanes = self._lanes(width)
-        starts = list(enumerate(range(0, self.size, width)))
-
-        def run(lane: int) -> None:
-            scratch = _scratch(lane)
-            for number, start in starts[lane::lanes]:
-                work(number, start, min(self.size, start + width), scratch)
-
-        if lanes == 1 or self.pool is None:
-            run(0)
-        else:
-            list(self.pool.map(run, range(lanes)))
-
-
-@dataclass(frozen=True)
-class _Words:
-    """Base (or None) and inputs as they are stored."""
-
-    base: np.ndarray | None
-    inputs: list[np.ndarray]
-
-    def part(self, start: int, stop: int) -> tuple[np.ndarray | None, tuple[np.ndarray, ...]]:
-        """Those of one block."""
-        base = None if self.base is None else self.base[start:stop]
-        return base, tuple(one[start:stop] for one in self.inputs)
-
-
-class _Scratch:
-    """The buffers of one thread, used again for every grain of every tensor."""
-
-    def __init__(self) -> None:
-        self.lane = 0
-        self._out = np.empty(0, np.float32)
-        self._buffer = np.empty((0, 0), np.float32)
-        self._bits = np.empty((0, 0), np.uint32)
-
-    def out(self, form: str, size: int) -> np.ndarray:
-        """Room for a block of the output in its format."""
-        if self._out.size < size:
-            self._out = np.empty(size, np.float32)
-        return self._out.view(BITS[form])[:size]
-
-    def bits(self, n: int, size: int) -> np.ndarray:
-        """Room for random bits."""
-        if self._bits.shape[0] != n or self._bits.shape[1] < size:
-            self._bits = np.empty((n, size), np.uint32)
-        return self._bits[:, :size]
-
-    def blocks(
-        self, stack: Stack, start: int, stop: int, rows: bool, deltas: bool = False, with_base: bool = True
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Base, inputs (or deltas) and room for the output of one grain."""
-        size = stop - start
-        if self._buffer.shape[0] != stack.n + 2 or self._buffer.shape[1] < size:
-            self._buffer = np.zeros((stack.n + 2, max(size, GRAIN)), np.float32)
-        used = self._buffer[:, :size]
-        out, base, inputs = used[0], used[1], used[2:]
-        origin = stack.base_source
-        if origin is None or not with_base:
-            base[:] = 0.0
-        else:
-            _read(origin, base, start)
-        for values, source in zip(inputs, stack.sources, strict=True):
-            if deltas and origin is not None:
-                _read_delta(source, origin, values, start)
-            else:
-                _read(source, values, start)
-        if not rows:
-            return base, inputs, out
-        shape = (-1, stack._columns)
-        return base.reshape(shape), inputs.reshape(stack.n, *base.reshape(shape).shape), out.reshape(shape)
-
-
-_Work = Callable[[int, int, int, _Scratch], None]
-
-_local = threading.local()
-
-
-def _scratch(lane: int) -> _Scratch:
-    """This thread's buffers."""
-    found: _Scratch | None = getattr(_local, "scratch", None)
-    if found is None:
-        found = _local.scratch = _Scratch()
-    found.lane = lane
-    return found
-
-
-def _read(source: Source, out: np.ndarray, start: int) -> None:
-    if not source.read(out, start):
-        raise NonFiniteError(f"{source.where()} holds NaN or infinite values.", "Use an intact copy of the checkpoint.")
-
-
-def _read_delta(source: Source, base: Source, out: np.ndarray, start: int) -> None:
-    """The difference of two sources: read at once where the input knows how."""
-    read = getattr(source, "read_delta", None)
-    if read is not None and read(base, out, start):
-        return
-    origin = np.empty_like(out)
-    _read(base, origin, start)
-    _read(source, out, start)
-    out -= origin
+    def _run(self, work: Work, width: int) -> None:
+        """Give every block to one of the threads that are worth it."""
+        share_out(work, self.size, width, self._lanes(width), self.pool)

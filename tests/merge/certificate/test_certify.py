@@ -261,6 +261,39 @@ def test_adapters_are_parents_too(parents: tuple[Path, Path, Path], adapter_make
     assert outcomes(tmp_path / "out")["merge inputs"] == "fail"
 
 
+def test_an_adapter_with_another_scale_is_another_parent(
+    parents: tuple[Path, Path, Path], adapter_maker: Any, edited: Any, tmp_path: Path
+) -> None:
+    base, a, _ = parents
+    adapter = adapter_maker(base, tmp_path / "lora", lora_alpha=4)
+    merge(spec_of("ties", [f"{base}+{adapter}", a], base), tmp_path / "out")
+    edited(adapter, "adapter_config.json", inference_mode=False)  # of no consequence
+    assert outcomes(tmp_path / "out") == dict.fromkeys(ALL, "pass")
+    edited(adapter, "adapter_config.json", lora_alpha=8)
+    found = outcomes(tmp_path / "out")
+    assert (found["merge inputs"], found["merge elements"]) == ("fail", "cannot check")
+
+
+def test_what_is_known_of_all_tensors_is_not_found_out_twice(
+    parents: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The certificate takes it from the merge; `verify`, which trusts nothing, makes it anew."""
+    from regraft.merge import tensors
+
+    base, a, b = parents
+    calls, real = [], tensors.prepared_for
+
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(tensors, "prepared_for", counted)
+    merge(spec_of("ties", [a, b], base, trim="global"), tmp_path / "out")
+    assert len(calls) == 1
+    assert outcomes(tmp_path / "out") == dict.fromkeys(ALL, "pass")
+    assert len(calls) == 2
+
+
 def test_a_wrong_tensor_is_never_certified(
     parents: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ def cases(
 
     def out() -> Spec:
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "old").write_text("old")
+        (tmp_path / "out" / "config.json").write_text("old")
         return spec_of("ties", [a, b], base)
 
     tied = {"tie_word_embeddings": True}

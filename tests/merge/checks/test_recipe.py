@@ -84,3 +84,33 @@ models:
   - {{model: {b}, parameters: {{density: 0.3, weight: 0.5}}}}
 """)
     assert problems(read_merge(path)) == []
+
+
+@pytest.fixture
+def unnumbered(written: Any, llama: Any, on_a_grid: Any) -> list[Path]:
+    """Three checkpoints whose names do not tell layers apart."""
+    tensors = {name.replace(".layers.", ".stages."): values for name, values in llama(0).items()}
+    return [written(name, on_a_grid(tensors, seed)) for seed, name in enumerate(("base", "a", "b"))]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("layer_swap", {}, "layer_swap goes by the layers"),
+        ("rws", {}, "rws goes by the layers"),
+        ("linear", {"weight": [[0.2, 0.8], 1.0]}, "weight differs with the depth"),
+        ("ties", {"scale": [0.5, 1.0]}, "scale differs with the depth"),
+        ("ties", {"density": [{"where": "layers", "value": 0.3}, {"value": 0.2}]}, "density differs with the depth"),
+    ],
+)  # fmt: skip
+def test_what_goes_by_layers_needs_some(method: str, options: Any, words: str, unnumbered: list[Path]) -> None:
+    base, a, b = unnumbered
+    spec = spec_of(method, [a, b], None if method in ("layer_swap", "linear") else base, **options)
+    (found,) = problems(spec)
+    assert words in found and "cannot be told apart by its tensors' names" in found
+
+
+def test_what_does_not_go_by_layers_needs_none(unnumbered: list[Path]) -> None:
+    base, a, b = unnumbered
+    rules: Any = [{"filter": "mlp", "value": 0.3}, {"value": 0.2}]
+    assert problems(spec_of("ties", [a, b], base, density=rules, scale=[0.5, 0.5])) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from regraft import methods
 from regraft.checkpoint import sampled
+from regraft.checkpoint.headers import TensorInfo, read_header
 from regraft.checkpoint.weights import open_weights
 from regraft.errors import BudgetError, RunError, StoreError
 from regraft.merge.checks import room
@@ -37,7 +40,13 @@ def test_the_output_folder(three: tuple[Path, Path, Path], tmp_path: Path) -> No
     full.mkdir()
     assert looked_at(spec, full).findings == ()
     (full / "file").write_text("mine")
-    with pytest.raises(RunError, match=r"full is not empty.*Give a new folder\..*--allow out"):
+    for allow in ((), ("out",)):  # anybody's files are not ours to remove
+        with pytest.raises(
+            RunError, match=r"full is not empty, and what is in it is no checkpoint\. Give a new folder\.$"
+        ):
+            looked_at(spec, full, allow).refuse()
+    (full / "config.json").write_text("{}")
+    with pytest.raises(RunError, match=r"full is not empty\. Give a new folder\. .*--allow out"):
         looked_at(spec, full).refuse()
     looked_at(spec, full, ("out",)).refuse()
     for inside in (a / "merged", a, tmp_path):
@@ -55,7 +64,11 @@ def test_too_little_disk(three: tuple[Path, Path, Path], tmp_path: Path, monkeyp
         looked_at(ties(base, a, b), tmp_path / "out").refuse()
     left = tmp_path / ".out.0123456789abcdef.partial" / "model.safetensors"
     left.parent.mkdir()
-    left.write_bytes(bytes(2**20))  # what an interrupted merge has written is used again
+    with left.open("wb") as file:
+        file.truncate(2**30)  # its whole size at once, and nothing written
+    with pytest.raises(StoreError, match=r"on disk, 1000 B are free"):
+        looked_at(ties(base, a, b), tmp_path / "out").refuse()
+    left.write_bytes(b"x" * 2**20)  # what an interrupted merge has written is used again
     looked_at(ties(base, a, b), tmp_path / "out").refuse()
 
 
@@ -74,6 +87,26 @@ def test_too_little_memory(three: tuple[Path, Path, Path], monkeypatch: pytest.M
     assert found.memory["working"] == 2000 * tensors[largest].shape[0] + 12 * tensors[largest].elements
     with pytest.raises(BudgetError, match=f"for the whole tensor '{largest}'"):
         looked_at(ties(base, a, b), limit=2**20).refuse()
+
+
+def test_the_remedy_is_one_that_can_help(three: tuple[Path, Path, Path]) -> None:
+    spec = ties(*three)
+    for workers, helps in ((1, False), (None, False), (3, True)):
+        found = preflight_of(*open_inputs(spec), max_memory=2**20, workers=workers)
+        (error,) = found.errors
+        assert error.code == "memory" and error.remedy.startswith("Raise --max-memory")
+        assert ("fewer --workers" in error.remedy) == helps
+
+
+def test_adapters_side_by_side_take_the_room_of_all_their_ranks(
+    tiny_bert: Path, adapter_maker: Any, tmp_path: Path
+) -> None:
+    adapters = [f"{tiny_bert}+{adapter_maker(tiny_bert, tmp_path / name, r=32)}" for name in "xyz"]
+    out = tmp_path / "out"
+    needed = looked_at(spec_of("lora_cat", adapters, tiny_bert, output=Output(format="lora")), out).disk["needed"]
+    merge(spec_of("lora_cat", adapters, tiny_bert, output=Output(format="lora")), out)
+    written = sum(info.nbytes for info in read_header(out / "adapter_model.safetensors").values())
+    assert written <= needed < 4 * written
 
 
 def test_a_lora_needs_whole_tensors(three: tuple[Path, Path, Path]) -> None:
@@ -135,6 +168,64 @@ def test_the_prediction_is_an_upper_bound_in_blocks(method: str, large: Any, tmp
     assert peak < predicted
     with pytest.raises(BudgetError):
         merge(spec, tmp_path / "refused", workers=2, max_memory=predicted - 1)
+
+
+def test_the_last_scores_of_every_tensor_are_not_kept(written: Any, tmp_path: Path) -> None:
+    """PCB scores 40 tensors of two blocks; a thread needs the block that it is at."""
+    draw = np.random.default_rng(0)
+    base = {f"h.{layer}.w": draw.standard_normal((256, 512)).astype(np.float32) for layer in range(40)}
+    folders = [
+        written(
+            name, {key: value + np.float32(step) * value[::-1] for key, value in base.items()}, dtype=torch.bfloat16
+        )
+        for step, name in ((0.0, "base"), (0.1, "a"), (0.2, "b"))
+    ]
+    spec = spec_of("pcb", folders[1:], folders[0])
+    merge(spec, tmp_path / "warm", workers=2)
+    peak, result = peak_of(lambda: merge(spec, tmp_path / "out", workers=2))
+    assert peak < result.preflight.memory["predicted"] < 32 * 2**20
+
+
+def shapes_of_405b() -> dict[str, tuple[int, ...]]:
+    """Llama 3.1 405B."""
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (128256, 16384),
+        "lm_head.weight": (128256, 16384),
+    }
+    for layer in range(126):
+        at = f"model.layers.{layer}"
+        found |= {f"{at}.self_attn.{name}_proj.weight": (16384, 16384) for name in "qo"}
+        found |= {f"{at}.self_attn.{name}_proj.weight": (1024, 16384) for name in "kv"}
+        found |= {f"{at}.mlp.{name}_proj.weight": (53248, 16384) for name in ("gate", "up")}
+        found |= {f"{at}.mlp.down_proj.weight": (16384, 53248), f"{at}.input_layernorm.weight": (16384,)}
+    return found
+
+
+ELEMENTWISE = [one.name for one in methods.methods("merge") if room.traits_of(one.name).working is None]
+
+
+@pytest.mark.parametrize("method", ELEMENTWISE)
+def test_half_a_gibibyte_is_enough_for_any_model(method: str, three: tuple[Path, Path, Path]) -> None:
+    traits = room.traits_of(method)
+    spec = spec_of(method, three[1:], None if traits.base == "none" else three[0]) if traits.inputs[0] < 3 else (
+        spec_of(method, [*three[1:], three[0]], three[0])
+    )  # fmt: skip
+    _, opened = open_inputs(spec)
+    tensors = {
+        name: TensorInfo(name, "BF16", shape, three[0] / "model.safetensors", 0, 2 * prod(shape))
+        for name, shape in shapes_of_405b().items()
+    }
+    every = [replace(one, tensors=tensors) for one in opened.all]
+    huge = replace(opened, base=every.pop(0) if opened.base is not None else None, inputs=tuple(every))
+    assert room.memory_of(spec, huge, [*tensors], 2**29, 4)["predicted"] < 2**29
+
+
+def test_rows_longer_than_a_block() -> None:
+    """DELLA holds: two blocks, the inputs and their bits (float32); deltas and three sums (float64), one as float32; the
+    order, twice (64 bits)."""
+    for n in (1, 3, 8):
+        one = 4 * (2 + n) + 4 * n + 8 * (n + 3) + 4 + 2 * 8
+        assert room._buffers(n, {"table": (3, 10**6)}) >= one * 10**6
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.merge_utils import calculate_majority_sign_mask, disjoint_merge
 
+from regraft.merge.kernels import philox
 from regraft.merge.methods.dare import dare_linear, dare_ties, last_kept
 from regraft.merge.methods.task_arithmetic import task_arithmetic
 from regraft.merge.stack import Stack
-from regraft.randomness import generator
+from regraft.randomness import generator, seed_of
 
 
 def changed(n: int, shape: tuple[int, ...], seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
@@ -121,3 +122,17 @@ def test_ties_with_weighted_election_is_mergekits(n: int, seed: int, divide: str
 def test_both_drop_the_same() -> None:
     inputs, base = changed(1, (500,))
     assert np.array_equal(dare_ties(Stack.of(inputs, base)), dare_linear(Stack.of(inputs, base)))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    n=st.integers(1, 3), size=st.integers(1, 300), seed=st.integers(0, 10**6), density=st.sampled_from([0.1, 0.5, 0.9])
+)
+def test_what_is_kept_is_drawn_by_seed_tensor_input_and_element(n: int, size: int, seed: int, density: float) -> None:
+    """Element i of input k is kept where word i of the Philox stream of (seed, "dare", name, k) is among the lowest."""
+    deltas = np.ones((n, size), np.float32)
+    kept = dropped(list(deltas), np.zeros(size, np.float32), density, seed) != 0
+    for number in range(n):
+        words = np.empty(size, np.uint32)
+        philox(words, 0, np.uint64(seed_of(seed, "dare", "tensor", number)))
+        assert np.array_equal(kept[number], words < density * 2**32)

@@ -78,3 +78,10 @@ def test_weights_that_cannot_be_normalised(weights: list[float]) -> None:
         linear(Stack.of(inputs, weights=weights, name="head"))
     expected = weights[0] * 1.0 + weights[1] * 2.0
     assert np.array_equal(linear(Stack.of(inputs, weights=weights), normalize=False), [expected])
+
+
+def test_minus_zero_is_kept() -> None:
+    """Equal inputs come back bit for bit: the sign of zero is one of them."""
+    zeros = np.array([-0.0, 0.0, -1.0], np.float32)
+    found = linear(Stack.of([zeros] * 3, weights=[1.0, 0.5, 2.0]))
+    assert found is not None and np.array_equal(np.signbit(found), [True, False, True])

@@ -77,3 +77,12 @@ def test_equal_inputs_select_nothing_unless_everything_is_kept() -> None:
     one, base = np.array([1.0, 2.0], np.float32), np.zeros(2, np.float32)
     assert np.array_equal(sce(Stack.of([one, one], base), density=0.9), base)
     assert np.array_equal(sce(Stack.of([one, one], base), density=1.0), one)
+
+
+@pytest.mark.parametrize(("density", "kept"), [(0.0, 0), (0.01, 1), (0.19, 1), (0.2, 2), (0.59, 5), (0.99, 9)])
+def test_a_share_is_rounded_down_but_one_is_kept(density: float, kept: int) -> None:
+    """Of ten elements that differ, among twelve."""
+    first = np.arange(12, dtype=np.float32)
+    second = np.where(first < 10, first + 1 + first, first).astype(np.float32)
+    found = sce(Stack.of([first, second], np.zeros(12)), density=density)
+    assert (found != 0).sum() == kept

@@ -13,9 +13,11 @@ from regraft import methods
 from regraft.errors import RecipeError
 from regraft.merge.options import options_of
 from regraft.merge.recipe.file import read_merge
+from regraft.merge.recipe.mergekit import _dropped
 from regraft.merge.recipe.spec import Input, Output, Spec
 from regraft.merge.recipe.twins import TWINS
 from regraft.merge.register import traits_of
+from regraft.merge.select import part_of
 from regraft.merge.settings import Rule
 from regraft.merge.stack import Stack
 
@@ -255,6 +257,24 @@ def test_settings_are_handed_on_from_model_to_slice_to_recipe_to_default(tmp_pat
     assert b["weight"] == (Rule(2.0, "attn"), Rule(1.0))
     assert a["density"] == (Rule(0.3, "mlp"), Rule(1.0))
     assert b["density"] == 1.0
+
+
+def test_where_the_weights_are_not_mergekits_it_is_said(tmp_path: Path) -> None:
+    text = "merge_method: %s\nbase_model: x\nmodels: [{model: a}, {model: b}]\nparameters: {%s}\n"
+    for name, parameters in (("sce", "select_topk: 0.5"), ("breadcrumbs", "weight: 1, density: 0.9")):
+        assert read(tmp_path, text % (name, parameters)).notes == (TWINS[name].note,)
+
+
+@pytest.mark.parametrize(
+    ("density", "gamma"), [(0.9, 0.01), (0.5, 0.01), (0.85, 0.2), (1.0, 0.1), (0.3, 0.0), (0.99, 0.05)]
+)
+def test_breadcrumbs_keeps_up_to_two_elements_more(density: float, gamma: float) -> None:
+    """Beside mergekit's count: `int(density * size)` of those that the outliers leave."""
+    shares = _dropped(density, gamma)
+    for size in range(1, 400):
+        here = size - int(part_of(size, np.array(shares["beta"]))) - int(part_of(size, np.array(shares["gamma"])))
+        there = size if density >= 1 else int(density * size)
+        assert 0 <= here - there <= 2
 
 
 def test_a_base_that_is_not_listed_is_a_model_where_the_method_knows_no_base(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from regraft import methods
 from regraft.checkpoint.card import licence_of, parents_of, read_card
 from regraft.checkpoint.weights import Weights
 from regraft.merge.inputs import Opened, template_first
+from regraft.merge.lora.base import base_of
 from regraft.merge.recipe.spec import Spec
 from regraft.merge.settings import plain
 
@@ -122,11 +123,14 @@ def _code(template: Weights, library: str) -> str:
             "from sentence_transformers import SentenceTransformer\n\n"
             'model = SentenceTransformer("path/to/this/folder")'
         )
-    if library == "peft":
-        return (
-            "from peft import PeftModel\nfrom transformers import AutoModel\n\n"
-            f'model = PeftModel.from_pretrained(AutoModel.from_pretrained("{template.reference}"), "path/to/this/folder")'
-        )
     classes = template.config.get("architectures") or ["AutoModel"]
     kind = str(classes[0]) if str(classes[0]).isidentifier() else "AutoModel"
+    if library == "peft":
+        name, revision = base_of(template)
+        arguments = json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")
+        return (
+            f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
+            f"base = {kind}.from_pretrained({arguments})\n"
+            'model = PeftModel.from_pretrained(base, "path/to/this/folder")'
+        )
     return f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("path/to/this/folder")'

@@ -42,6 +42,7 @@ from regraft.merge.certificate.small_files import config_changes, config_name, s
 from regraft.merge.checks.preflight import Preflight
 from regraft.merge.inputs import Opened, open_inputs
 from regraft.merge.recipe.spec import DTYPES, Output, Spec
+from regraft.merge.tensors import Prepared
 from regraft.store import write_whole
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ _TOLERANCE, _SHARE = 1e-3, 1e-2
 _ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{8,}\.partial")
 
 
-def certify(folder: Path, spec: Spec, opened: Opened, found: Preflight, extraction: Extraction | None = None) -> None:
+def certify(
+    folder: Path, spec: Spec, opened: Opened, found: Preflight, extraction: Extraction | None = None,
+    prepared: Prepared | None = None,
+) -> None:  # fmt: skip
     """Write provenance (regraft.json), card and certificate into a folder that has its weights and small files.
 
     Args:
@@ -61,6 +65,7 @@ def certify(folder: Path, spec: Spec, opened: Opened, found: Preflight, extracti
         opened: Its checkpoints, as they were opened.
         found: What the preflight found.
         extraction: What a LoRA holds, if one was written.
+        prepared: What the method had to know of all tensors; None: it is found out again.
 
     Raises:
         VerificationError: A tensor made again is not the one that was written: the disk, or a defect of ours.
@@ -76,9 +81,9 @@ def certify(folder: Path, spec: Spec, opened: Opened, found: Preflight, extracti
             _tensors_claim(tensors, opened.template, spec.output),
             _files_claim(folder, opened.template, spec.output),
         ]
-        claims.insert(3, _elements_claim(tensors, spec, found.aligned))
+        claims.insert(3, _elements_claim(tensors, spec, found.aligned, prepared))
     if extraction is not None:
-        claims.append(_lora_claim(folder, spec, found.aligned, extraction))
+        claims.append(_lora_claim(folder, spec, found.aligned, extraction, prepared))
     for claim in claims:
         if not claim.passed:
             raise VerificationError(
@@ -132,9 +137,11 @@ def _weights_claim(tensors: Mapping[str, TensorInfo]) -> Claim:
     return Claim("merge weights", "no weight has changed", "exact", "folder", True, {"weights_id": weights_id(tensors)})
 
 
-def _elements_claim(tensors: Mapping[str, TensorInfo], spec: Spec, aligned: Aligned) -> Claim:
+def _elements_claim(
+    tensors: Mapping[str, TensorInfo], spec: Spec, aligned: Aligned, prepared: Prepared | None
+) -> Claim:
     names = chosen(aligned)
-    gap = same_as_stored(spec, aligned, tensors, names)
+    gap = same_as_stored(spec, aligned, tensors, names, prepared)
     elements = sum(tensors[name].elements for name in names)
     return Claim(
         "merge elements", f"{len(names)} tensors ({elements:,} weights), made again from the parents, are those stored here",
@@ -159,13 +166,13 @@ def _recipe_claim(folder: Path, allowed: Sequence[str]) -> Claim:
     return Claim("merge recipe", statement, "exact", "folder", True, values)
 
 
-def _lora_claim(folder: Path, spec: Spec, aligned: Aligned, extraction: Extraction) -> Claim:
+def _lora_claim(folder: Path, spec: Spec, aligned: Aligned, extraction: Extraction, prepared: Prepared | None) -> Claim:
     names = chosen(aligned, extraction.held)
     stated = {name: extraction.held[name].relative for name in names}
     lost = {name: {"norm": norm, "why": why} for name, (norm, why) in extraction.lost.items()}
     return Claim(
         "merge lora", f"it lacks {extraction.relative:.2%} of the change (Frobenius norm), and so much of {len(names)} matrices",
-        "sampled", "parents", _lora_gap(stated, lora_errors(spec, aligned, folder, names)) is None,
+        "sampled", "parents", _lora_gap(stated, lora_errors(spec, aligned, folder, names, prepared)) is None,
         {"relative": extraction.relative, "tensors": stated, "lost": lost},
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from regraft.checkpoint.identity import canonical, sha256
 from regraft.checkpoint.sampled import run_of
 from regraft.checkpoint.weights import Weights, open_weights, raw_values
 from regraft.errors import RegraftError, VerificationError
+from regraft.merge.algebra import THREADS, by_tensor
 from regraft.merge.checks.preflight import Preflight
 from regraft.merge.inputs import Opened, template_first
 from regraft.merge.recipe.spec import Input, Output, Spec
@@ -42,6 +43,7 @@ def record_of(spec: Spec, opened: Opened, found: Preflight) -> dict[str, Any]:
         "ancestry": {name: one.to_json() for name, one in found.ancestry.items()},
         "parents": [_parent(one, opened.base is one) for one in parents],
         "tasks": [_task(reference, task_id) for reference, task_id in found.tasks.items()],
+        **({"threads_per_tensor": THREADS} if by_tensor(spec) else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("numpy", "numba", "scipy")}},
     }  # fmt: skip
 
@@ -66,9 +68,9 @@ def _path(one: Weights) -> str:
 
 
 def sample_id(one: Weights) -> str:
-    """sha256 over names, formats, shapes and a few values of every tensor of a checkpoint and of its adapter."""
+    """sha256 over names, formats, shapes and a few values of every tensor of a checkpoint, and of its adapter and its scales."""
     adapted = {} if one.adapter is None else one.adapter.tensors
-    parts = []
+    parts = [] if one.adapter is None else [one.adapter.function]
     for tensors in (one.tensors, adapted):
         for name in sorted(tensors):
             info = tensors[name]

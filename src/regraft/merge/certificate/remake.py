@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,15 +15,18 @@ from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.sampled import decoded
 from regraft.checkpoint.weights import raw_values
 from regraft.checkpoint.writer import Writer
+from regraft.merge.algebra import one_thread_each
 from regraft.merge.align import Aligned
+from regraft.merge.checks.room import threads_that_fit
 from regraft.merge.recipe.spec import Spec
 from regraft.merge.register import traits_of
 from regraft.merge.sources import FileSink
 from regraft.merge.stack import GRAIN
-from regraft.merge.tensors import merged_tensor, prepared_for, stack_of
+from regraft.merge.tensors import Prepared, merged_tensor, stack_of
 from regraft.randomness import seed_of
 
 SAMPLED = 4  # tensors
+MEMORY = 512 * 2**20  # for what is made again
 _SMALL = 2**20  # elements: larger ones are made again only if there are no others
 # Decompositions give other last bits on other processors: a unit of the format, and a thousandth of the usual weight.
 _UNITS = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 1e-4, "F64": 1e-4}
@@ -82,15 +85,38 @@ def chosen(aligned: Aligned, among: Collection[str] | None = None) -> list[str]:
     return sorted((small if len(small) >= SAMPLED else by_size)[:SAMPLED])
 
 
-def same_as_stored(spec: Spec, aligned: Aligned, stored: Mapping[str, TensorInfo], names: Sequence[str]) -> str | None:
+def prepared_again(spec: Spec, aligned: Aligned) -> Prepared:
+    """What the method has to know of all tensors, on as many threads as a merge with the usual memory would have."""
+    return Prepared(
+        spec, aligned.opened, aligned.merged, threads_that_fit(spec, aligned.opened, aligned.merged, MEMORY)
+    )
+
+
+def same_as_stored(
+    spec: Spec, aligned: Aligned, stored: Mapping[str, TensorInfo], names: Sequence[str], prepared: Prepared | None = None
+) -> str | None:  # fmt: skip
     """Make tensors again, on one thread, and compare them with the stored ones: in blocks where the method works in blocks.
 
     Elementwise methods must give the same bytes; decompositions the same values but for rounding.
 
+    Args:
+        spec: The merge.
+        aligned: Its checkpoints.
+        stored: The tensors that are there.
+        names: Which of them to make again.
+        prepared: Of the merge, where it is still known; else it is made again, too.
+
     Returns:
         What differs, in words; None when nothing does.
     """
-    prepared = prepared_for(spec, aligned.opened, aligned.merged)
+    known = (prepared or prepared_again(spec, aligned)).value
+    with one_thread_each(spec):
+        return _first_unlike(spec, aligned, stored, names, known)
+
+
+def _first_unlike(
+    spec: Spec, aligned: Aligned, stored: Mapping[str, TensorInfo], names: Sequence[str], prepared: Any
+) -> str | None:
     for name in names:
         info = stored[name]
         compared = _Compared(info)
@@ -109,20 +135,24 @@ def same_as_stored(spec: Spec, aligned: Aligned, stored: Mapping[str, TensorInfo
     return None
 
 
-def lora_errors(spec: Spec, aligned: Aligned, folder: Path, names: Sequence[str]) -> dict[str, float]:
+def lora_errors(
+    spec: Spec, aligned: Aligned, folder: Path, names: Sequence[str], prepared: Prepared | None = None
+) -> dict[str, float]:
     """What a LoRA lacks of the change of matrices that are made again: relative, in the Frobenius norm."""
     opened, adapter = aligned.opened, open_adapter(folder)
     factors = lora.factors(adapter, opened.template.tensors)
-    prepared = prepared_for(spec, opened, aligned.merged)
-    found = {}
-    for name in names:
+    known = (prepared or prepared_again(spec, aligned)).value
+
+    def error(name: str) -> float:
         stack = stack_of(spec, opened, name)
-        merged, base = np.asarray(merged_tensor(spec, opened, stack, prepared)), stack.base()
+        merged, base = np.asarray(merged_tensor(spec, opened, stack, known)), stack.base()
         held, step = lora.load(factors[name]), max(1, GRAIN // max(1, base.shape[1]))
         whole = missing = 0.0
         for row in range(0, len(base), step):
             change = merged[row : row + step].astype(np.float64) - base[row : row + step]
             whole += float(np.square(change).sum())
             missing += float(np.square(change - held.rows(row, row + len(change))).sum())
-        found[name] = float(np.sqrt(missing / whole)) if whole else 0.0
-    return found
+        return float(np.sqrt(missing / whole)) if whole else 0.0
+
+    with one_thread_each(spec):
+        return {name: error(name) for name in names}

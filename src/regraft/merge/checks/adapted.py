@@ -54,8 +54,10 @@ def _same_base(one: Weights) -> bool | None:
         with suppress(RegraftError):
             return seem_equal(open_weights(wanted), replace(one, adapter=None))  # a copy is as good
         return None
-    found = _hub_names(one)
-    return wanted in found if found and wanted.count("/") == 1 else None
+    name, found = wanted.removeprefix("hf:").split("@")[0], _hub_names(one)
+    if name in found:
+        return True
+    return False if found and name.count("/") == 1 else None
 
 
 def _hub_names(one: Weights) -> set[str]:

@@ -31,7 +31,7 @@ ALLOW = {
     "adapter": "an adapter is put over another base than the one that it names",
     "lora-loss": "changes that no LoRA can hold are left out of it",
     "filter": "rules whose filter names no tensor are without effect",
-    "out": "what is in the output folder is replaced",
+    "out": "the checkpoint that is in the output folder is replaced",
 }
 
 # The exception for each code; CheckpointError for all others.

@@ -132,7 +132,7 @@ def preflight_of(
     tests = ancestries(same)
     needed, tasks, data = _data(spec, same)
     threads = workers or threads_that_fit(spec, same, aligned.merged, max_memory, needed)
-    memory, disk = memory_of(spec, same, aligned.merged, max_memory, threads), disk_of(spec, opened.template, out)
+    memory, disk = memory_of(spec, same, aligned.merged, max_memory, threads), disk_of(spec, opened, out)
     memory = {**memory, "predicted": max(memory["predicted"] + needed, comparing_bytes(spec, opened))}
     findings = [
         *aligned.findings,
@@ -144,7 +144,7 @@ def preflight_of(
         *recipe_findings(spec, same, aligned.merged),
         *data,
         *check_out(out, opened),
-        *check_room(memory, disk, out),
+        *check_room(memory, disk, out, threads),
     ]
     return Preflight(
         spec.method, tuple(_facts(opened)), tuple(found.let_pass(codes) for found in findings), memory, disk,

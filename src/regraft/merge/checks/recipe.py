@@ -19,7 +19,7 @@ from regraft.merge.lora.fit import cannot_hold
 from regraft.merge.options import options_of
 from regraft.merge.recipe.spec import Spec
 from regraft.merge.register import traits_of
-from regraft.merge.settings import numbers_in
+from regraft.merge.settings import by_depth, numbers_in
 from regraft.merge.stack import Stack
 from regraft.merge.tensors import settings_of
 
@@ -36,12 +36,14 @@ def recipe_findings(spec: Spec, opened: Opened, merged: Sequence[str]) -> list[F
         problem = f"No tensor's name holds {names([repr(text) for text in idle])}, which rules of the recipe filter by."
         findings.append(error("filter", problem, "Correct the filter."))
     findings += _one_for_all(spec) or _tried(spec, opened, merged)
-    unset = [name for name in merged if not _is_set(spec, name, opened.template.num_layers)]
+    findings += _unknown_layers(spec, opened)
+    own = [name for name in merged if name not in opened.copies]
+    unset = [name for name in own if not _is_set(spec, name, opened.template.num_layers)]
     if unset:
         problem = f"No rule of the recipe says what holds for {names(unset)}."
         findings.append(error("option", problem, "End the rules with one without filter: {value: 1.0}.", unset))
     if spec.output.format == "lora":
-        findings += _lora(opened, merged)
+        findings += _lora(opened, own)
     if not merged:
         findings.append(error("tensors", "There is no tensor that could be merged.", "Use checkpoints of one kind."))
     return findings
@@ -89,6 +91,24 @@ def _tried(spec: Spec, opened: Opened, merged: Sequence[str]) -> list[Finding]:
     return []
 
 
+def _unknown_layers(spec: Spec, opened: Opened) -> list[Finding]:
+    """What goes by the layers of a model whose tensors' names do not tell them apart: all of them would be outside."""
+    if opened.template.num_layers:
+        return []
+    lacking = f"the layers of {opened.template.reference} cannot be told apart by its tensors' names"
+    if "num_layers" in traits_of(spec.method).wants:
+        return [error("layers", f"{spec.method} goes by the layers, and {lacking}.", "Use another method.")]
+    findings = []
+    for name, setting, where in _settings(spec):
+        if isinstance(setting, tuple) and by_depth(setting):
+            place = f"{where}: " if where else ""
+            problem = f"{place}{name} differs with the depth of the layers, and {lacking}."
+            findings.append(
+                error("layers", problem, "Give one number, or rules with filters.", [where] if where else [])
+            )
+    return findings
+
+
 def _settings(spec: Spec) -> Iterator[tuple[str, Any, str]]:
     """Every option that is given: its name, its value, and where it stands."""
     for name, value in spec.options.items():
@@ -104,7 +124,10 @@ def _lora(opened: Opened, merged: Sequence[str]) -> list[Finding]:
     base = opened.base
     if base is None:
         return [error("option", "A LoRA is the difference to a base, and there is no base.", "Name the base.")]
-    unfit = cannot_hold(base.tensors, base.config)
+    if base.adapter is not None:
+        problem = f"{base.reference} is a checkpoint with an adapter, and stock peft puts a LoRA over a checkpoint."
+        return [error("option", problem, "Merge the base with its adapter first, or write a full checkpoint.")]
+    unfit = cannot_hold(opened.own_tensors, base.config)
     lost = [name for name in merged if name in unfit and any(sampled.differ(base, one, name) for one in opened.inputs)]
     if not lost:
         return []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.checkpoint import lora
+from regraft.checkpoint.adapter import CONFIG
 from regraft.checkpoint.headers import DTYPE_BYTES
 from regraft.checkpoint.sampled import seconds_per_byte
 from regraft.checkpoint.weights import FLOATS, Weights
@@ -28,10 +29,14 @@ _COUNTS = 8 * 2**16
 _NAMED, _BLOCK = 2048, 256
 # What is there once: file buffers, the journal, the certificate, the card.
 _FIXED = 2**19
+# What a folder that may be replaced holds one of.
+_OURS = ("config.json", CONFIG, "modules.json")
 
 
 def memory_of(spec: Spec, opened: Opened, merged: Sequence[str], limit: int, threads: int) -> dict[str, Any]:
     """Bytes that a merge takes beyond the imports: an upper bound.
+
+    Blocks are listed for one tensor at a time. Methods that work with whole tensors have one in each thread.
 
     Returns:
         `predicted`: the buffers of all threads, the factors of adapters, and what the method works with; `limit`;
@@ -40,8 +45,8 @@ def memory_of(spec: Spec, opened: Opened, merged: Sequence[str], limit: int, thr
     traits, n = traits_of(spec.method), len(opened.inputs)
     shapes = {name: opened.template.tensors[name].shape for name in merged}
     largest = max(map(prod, shapes.values()), default=0)
-    blocks = -(-sum(map(prod, shapes.values())) // GRAIN) + len(shapes)
-    predicted = threads * _buffers(n, shapes) + _FIXED + _BLOCK * blocks
+    blocks = -(-largest // GRAIN) + 1
+    predicted = threads * _buffers(n, shapes) + _FIXED + (_BLOCK + 4 * n * (n + 1)) * blocks
     predicted += _NAMED * sum(len(one.tensors) for one in opened.all)
     if traits.selects:
         predicted += _selection(n, largest, threads)
@@ -58,20 +63,28 @@ def memory_of(spec: Spec, opened: Opened, merged: Sequence[str], limit: int, thr
     if needs:
         tensor = max(needs, key=lambda name: (needs[name], name))
         need = needs[tensor]
-    return {"predicted": predicted + (need or 0), "limit": limit, "working": need, "tensor": tensor}
+        predicted += sum(sorted(needs.values())[-threads:])
+    return {"predicted": predicted, "limit": limit, "working": need, "tensor": tensor}
 
 
 def threads_that_fit(spec: Spec, opened: Opened, merged: Sequence[str], limit: int, more: int = 0) -> int:
     """All cores, or as many threads as have room within the limit beside `more` bytes; at least one."""
-    one, two = (int(memory_of(spec, opened, merged, limit, threads)["predicted"]) for threads in (1, 2))
-    return max(1, min(os.cpu_count() or 1, 1 + (limit - more - one) // max(1, two - one)))
+    least, most = 1, os.cpu_count() or 1
+    while least < most:
+        tried = (least + most + 1) // 2
+        if memory_of(spec, opened, merged, limit, tried)["predicted"] + more <= limit:
+            least = tried
+        else:
+            most = tried - 1
+    return least
 
 
 def _buffers(n: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Bytes of one thread: blocks of the base, the output and the inputs, their random bits, and a second set of inputs
-    (spreads and scores between them, and adapted ones), the loops' own lines, and the output as it is written."""
+    (spreads and scores between them, and adapted ones), the loops' own lines, and the output as it is written. Of a row that is
+    longer than a block, DELLA has the deltas, the sums and the order (float64 and uint64) as well."""
     widest = max((shape[-1] for shape in shapes.values() if shape), default=1)
-    return 4 * (3 * n + 12) * max(GRAIN, widest)
+    return 4 * ((3 * n + 12) * GRAIN if widest <= GRAIN else (4 * n + 14) * widest)
 
 
 def _selection(n: int, largest: int, threads: int) -> int:
@@ -110,12 +123,14 @@ def _factors(one: Weights) -> list[int]:
         return []
 
 
-def disk_of(spec: Spec, template: Weights, out: Path | None) -> dict[str, Any]:
+def disk_of(spec: Spec, opened: Opened, out: Path | None) -> dict[str, Any]:
     """Bytes that are `needed`, and those that are `free` where the output goes (None without an output)."""
     wanted = DTYPES.get(spec.output.dtype or "")
-    tensors = template.tensors.values()
+    tensors = opened.template.tensors.values()
     if spec.output.format == "lora":
         needed = sum(4 * (spec.output.rank or RANK) * sum(info.shape) for info in tensors if len(info.shape) == 2)
+        if spec.method == "lora_cat" and spec.output.rank is None:  # exact, of the ranks of all adapters together
+            needed = max(needed, sum(sum(_factors(one)) for one in opened.inputs) // 2)
     else:
         formats = [(info, wanted if wanted is not None and info.dtype in FLOATS else info.dtype) for info in tensors]
         needed = sum(info.elements * DTYPE_BYTES[dtype] for info, dtype in formats)
@@ -124,9 +139,9 @@ def disk_of(spec: Spec, template: Weights, out: Path | None) -> dict[str, Any]:
     place = out.absolute()
     while not place.exists():
         place = place.parent
-    # What an interrupted merge of the same output has written is used again.
+    # What an interrupted merge of the same output has written is used again: not the size of its files, which they have at once.
     left = out.absolute().parent.glob(f".{escape(out.name)}.*.partial/**/*.safetensors")
-    written = sum(file.stat().st_size for file in left)
+    written = sum(min(status.st_size, 512 * status.st_blocks) for status in (file.stat() for file in left))
     return {"needed": needed, "free": shutil.disk_usage(place).free + written}
 
 
@@ -142,7 +157,7 @@ def bytes_of(opened: Opened, disk: Mapping[str, Any]) -> int:
     return sum(one.bytes for one in opened.all) + int(disk["needed"])
 
 
-def check_room(memory: Mapping[str, Any], disk: Mapping[str, Any], out: Path | None) -> list[Finding]:
+def check_room(memory: Mapping[str, Any], disk: Mapping[str, Any], out: Path | None, threads: int) -> list[Finding]:
     """Findings for what does not fit."""
     findings = []
     if memory["predicted"] > memory["limit"]:
@@ -151,8 +166,12 @@ def check_room(memory: Mapping[str, Any], disk: Mapping[str, Any], out: Path | N
         problem = (
             f"The merge needs {size(memory['predicted'])} of memory, {what}; the limit is {size(memory['limit'])}."
         )
-        remedy = "use an elementwise method, such as task_arithmetic or ties" if whole else "use fewer --workers"
-        findings.append(error("memory", problem, f"Raise --max-memory, or {remedy}.", [tensor] if tensor else []))
+        remedies = ["Raise --max-memory"]
+        if threads > 1:
+            remedies.append("use fewer --workers")
+        if whole:
+            remedies.append("use an elementwise method, such as task_arithmetic or ties")
+        findings.append(error("memory", problem, f"{', or '.join(remedies)}.", [tensor] if tensor else []))
     if disk["free"] is not None and disk["needed"] > disk["free"]:
         problem = f"{out} needs {size(disk['needed'])} on disk, {size(disk['free'])} are free."
         findings.append(error("disk", problem, "Free some space, or give a folder on another disk."))
@@ -175,7 +194,10 @@ def check_out(out: Path | None, opened: Opened) -> list[Finding]:
     if target.exists() and not target.is_dir():
         return [error("out", f"The output {out} is a file.", "Give a folder.", [str(out)], final=True)]
     if target.exists() and any(target.iterdir()):
-        return [error("out", f"The output {out} is not empty.", "Give a new folder.", [str(out)])]
+        # What takes its place removes it: a checkpoint may be meant, a folder of many, or of anything else, is not.
+        other = not any((target / name).is_file() for name in _OURS)
+        words = ", and what is in it is no checkpoint" if other else ""
+        return [error("out", f"The output {out} is not empty{words}.", "Give a new folder.", [str(out)], final=other)]
     return []
 
 

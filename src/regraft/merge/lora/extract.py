@@ -84,7 +84,7 @@ class Extraction:
 
 @dataclass
 class LoraWriter:
-    """Collects the changes of a base, tensor by tensor, and writes them as one peft folder.
+    """Collects the changes of a base, tensor by tensor (of several threads, too), and writes them as one peft folder.
 
     Args:
         base: The base's tensors.
@@ -93,6 +93,7 @@ class LoraWriter:
         dtype: Of the stored factors.
         allow_lost: Whether changes that no LoRA can hold may be dropped.
         base_name: What the adapter names as its base.
+        revision: Of the base on the Hub.
 
     Raises:
         MethodError: A rank below 1, or an unknown dtype.
@@ -104,6 +105,7 @@ class LoraWriter:
     dtype: str = "float32"
     allow_lost: bool = False
     base_name: str = ""
+    revision: str | None = None
     _held: dict[str, Held] = field(default_factory=dict, init=False)
     _lost: dict[str, tuple[float, str]] = field(default_factory=dict, init=False)
     _factors: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
@@ -182,7 +184,8 @@ class LoraWriter:
         Raises:
             CheckpointError: Nothing changed, or changes would be lost that were not allowed to be: names them.
         """
-        found = Extraction(dict(self._held), dict(self._lost))
+        # In an order of their own, as sums over them are rounded: threads bring them in any.
+        found = Extraction(dict(sorted(self._held.items())), dict(sorted(self._lost.items())))
         if self._lost and not self.allow_lost:
             names = [f"{name} ({why})" for name, (_, why) in sorted(self._lost.items())]
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
@@ -234,6 +237,7 @@ class LoraWriter:
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM" if causal else None,
             "base_model_name_or_path": self.base_name or None,
+            "revision": self.revision,
             "r": most,
             "lora_alpha": most,
             "rank_pattern": lower,

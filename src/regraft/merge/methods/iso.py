@@ -46,9 +46,11 @@ _EMBEDDINGS = ("matrix", "vector")
 def iso_c(stack: Stack, *, scale: float = 1.0, embeddings: str = "matrix") -> np.ndarray | None:
     """Iso-C: base + scale * s U V^T, where U diag(s_1 .. s_r) V^T = sum_i w_i (x_i - base) and s is the mean of the s_i.
 
-    U [m, r] and V [n, r] are the singular vectors, r the rank: directions below 2^-20 of the largest singular value are
-    rounding and stay out. The paper's code always takes r = min(m, n); that is the same for a sum of full rank, and for a
-    lower one (LoRA, a zero sum) it would put s on arbitrary directions. The sum of the singular values is kept.
+    U [m, r] and V [n, r] are the singular vectors, r the rank: directions below 2^-20 of the largest singular value,
+    or below what rounding the inputs to float32 can have made, stay out. The paper's code always takes r = min(m, n); that is the
+    same for a sum of full rank, and for a lower one (LoRA, a zero sum) it would put s on arbitrary directions. Of an adapter
+    that was merged into a checkpoint of 16 bits nothing tells the directions from rounding: give the adapter itself. The sum of
+    the singular values is kept.
     Weights scale the deltas.
 
     Not an identity, by design: a single input comes back with its spectrum made flat (unless the delta has rank 1, such as
@@ -63,7 +65,8 @@ def iso_c(stack: Stack, *, scale: float = 1.0, embeddings: str = "matrix") -> np
     used = active(stack)
     if used.n == 0 or not is_matrix(stack, embeddings):
         return mean(used, scale)
-    left, values, right = factors(total(used))
+    noise: list[float] = []
+    left, values, right = factors(total(used, noise), noise=sum(noise))
     if not values.size:
         return used.base()
     left *= scale * values.mean()
@@ -112,10 +115,14 @@ def iso_cts(stack: Stack, *, common: float = 0.8, scale: float = 1.0, embeddings
     if used.n == 0 or not is_matrix(stack, embeddings):
         return mean(used, scale)
     shared, each = shares(min(stack.shape), used.n, common)
-    parts = [factors(total(used), shared)]
+    noise: list[float] = []
+    summed = total(used, noise)
+    parts = [factors(summed, shared, sum(noise))]
+    del summed
     if each:
         axes = parts[0].left
-        parts += [factors(delta - axes @ (axes.T @ delta), each) for delta in deltas(used)]
+        own = zip(deltas(used), noise, strict=True)
+        parts += [factors(delta - axes @ (axes.T @ delta), each, floor) for delta, floor in own]
     left, values, right = (np.concatenate(found, axis=-1) for found in zip(*parts, strict=True))
     if not values.size:
         return used.base()

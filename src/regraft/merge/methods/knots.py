@@ -18,6 +18,7 @@ from regraft.merge.methods.ties import ties
 from regraft.merge.register import Range, Traits, merge_method
 from regraft.merge.select import Kept, keep_share
 from regraft.merge.stack import Stack
+from regraft.merge.turns import each_alone
 from regraft.methods import Source
 
 _BINS = 2**16
@@ -44,19 +45,31 @@ def prepare(
     if trim != "global" or rule != "ties" or not stacks:
         return None
     n = stacks[0].n
-    upper, size = np.zeros((n, _BINS), np.int64), np.zeros(n, np.int64)
-    for stack in stacks:
+
+    def coarse(stack: Stack) -> tuple[np.ndarray, np.ndarray]:
+        counts, sizes = np.zeros((n, _BINS), np.int64), np.zeros(n, np.int64)
         for number, bits in enumerate(_magnitudes(stack, side)):
-            upper[number] += np.bincount(bits >> np.uint32(16), minlength=_BINS)
-            size[number] += bits.size
+            counts[number], sizes[number] = np.bincount(bits >> np.uint32(16), minlength=_BINS), bits.size
+        return counts, sizes
+
+    upper, size = np.zeros((n, _BINS), np.int64), np.zeros(n, np.int64)
+    for counts, sizes in each_alone(coarse, stacks):
+        upper += counts
+        size += sizes
     densities = np.broadcast_to(np.asarray(density, np.float64), (n,))
     keep = np.array([keep_share(int(size[number]), densities[number]) for number in range(n)])
     place, above = _reached(upper, keep)
-    lower = np.zeros((n, _BINS), np.int64)
-    for stack in stacks:
+
+    def exact(stack: Stack) -> np.ndarray:
+        counts = np.zeros((n, _BINS), np.int64)
         for number, bits in enumerate(_magnitudes(stack, side)):
             same = bits[bits >> np.uint32(16) == place[number]]
-            lower[number] += np.bincount(same & np.uint32(0xFFFF), minlength=_BINS)
+            counts[number] = np.bincount(same & np.uint32(0xFFFF), minlength=_BINS)
+        return counts
+
+    lower = np.zeros((n, _BINS), np.int64)
+    for counts in each_alone(exact, stacks):
+        lower += counts
     fine, _above = _reached(lower, keep - above)
     found = (place.astype(np.uint32) << np.uint32(16)) | fine.astype(np.uint32)
     return np.where(keep > 0, found, np.uint32(0x7FFFFFFF)).astype(np.uint32)

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.checkpoint.blocks import is_embedding
+from regraft.merge.low_rank import HALF_UNIT
 from regraft.merge.stack import Stack
 
 Floats = NDArray[np.float64]
 
-# Singular values below this part of the largest are the rounding of float32, not directions.
+# Singular values below this part of the largest are the rounding of the arithmetic, not directions.
 RANK = 2.0**-20
 
 
@@ -45,20 +46,41 @@ def active(stack: Stack) -> Stack:
     return replace(stack, sources=[stack.sources[number] for number in kept], weights=stack.weights[kept])
 
 
-def deltas(stack: Stack) -> Iterator[Floats]:
-    """w_i (x_i - base) in float64, one input after another, each in the memory of the one before."""
+def deltas(stack: Stack, noise: list[float] | None = None) -> Iterator[Floats]:
+    """w_i (x_i - base) in float64, one input after another, each in the memory of the one before.
+
+    Args:
+        stack: The inputs.
+        noise: Gets `rounding` of each, before the delta is given.
+    """
     base, delta = stack.base(), np.empty(stack.shape)
     for number, weight in enumerate(stack.weights):
-        one = replace(stack, sources=[stack.sources[number]], base_source=None)
-        np.subtract(one.inputs()[0], base, out=delta, dtype=np.float64)
+        values = replace(stack, sources=[stack.sources[number]], base_source=None).inputs()[0]
+        if noise is not None:
+            noise.append(abs(float(weight)) * rounding(values, delta))
+        np.subtract(values, base, out=delta, dtype=np.float64)
+        del values
         delta *= weight
         yield delta
 
 
-def total(stack: Stack) -> Floats:
-    """sum_i w_i (x_i - base)."""
+def rounding(values: np.ndarray, room: Floats) -> float:
+    """The largest singular value that rounding a matrix to float32 can be expected to have made; `room` has its shape.
+
+    Every element is off by up to 2^-24 of itself. The largest singular value of a matrix of independent errors is about the
+    length of its longest row and of its longest column together (Bandeira and van Handel 2014, 1408.6185); with the bounds in
+    place of the errors, which lie evenly below them, that is 1.7 times as much. What an adapter changes may be a hundredth of
+    the base: then all directions that it does not have are this, and above `RANK` of its own.
+    """
+    np.square(values, out=room, dtype=np.float64)
+    longest = [float(np.sqrt(room.sum(axis=axis).max(initial=0.0))) for axis in (0, 1)]
+    return HALF_UNIT * sum(longest)
+
+
+def total(stack: Stack, noise: list[float] | None = None) -> Floats:
+    """sum_i w_i (x_i - base); `noise` as in `deltas`."""
     found = np.zeros(stack.shape)
-    for delta in deltas(stack):
+    for delta in deltas(stack, noise):
         found += delta
     return found
 
@@ -75,13 +97,13 @@ def mean(stack: Stack, scale: float) -> np.ndarray | None:
     return stack.combine(shares, base=1.0 - float(shares.sum()))
 
 
-def factors(matrix: Floats, keep: int | None = None) -> Factors:
-    """The singular values above `RANK` of the largest and their vectors, at most `keep` of them; none for a zero matrix."""
+def factors(matrix: Floats, keep: int | None = None, noise: float = 0.0) -> Factors:
+    """The singular values above `RANK` of the largest, and above `noise`, and their vectors, at most `keep` of them."""
     wide = matrix.shape[0] < matrix.shape[1]
     tall = matrix.T if wide else matrix
     squares, vectors = np.linalg.eigh(tall.T @ tall)
     values = np.sqrt(np.maximum(squares[::-1], 0.0))
-    size = int((values > RANK * values[0]).sum()) if values.size else 0
+    size = int((values > max(RANK * values[0], noise)).sum()) if values.size else 0
     size = size if keep is None else min(size, keep)
     values, short = values[:size], vectors[:, ::-1][:, :size]
     long = tall @ short

@@ -19,6 +19,7 @@ import numpy as np
 from regraft.merge.methods.matrices import Floats, active, deltas, factors, is_matrix, merged, working
 from regraft.merge.register import Range, Traits, merge_method
 from regraft.merge.stack import Stack
+from regraft.merge.turns import each_alone
 from regraft.methods import Source
 
 
@@ -36,8 +37,8 @@ def prepare(
     squares = np.zeros(stacks[0].n)
     used = np.zeros(stacks[0].n, bool)
     length = 0.0
-    for stack in stacks:
-        found, change = _lengths(stack, alpha, embeddings)
+    lengths = each_alone(lambda stack: _lengths(stack, alpha, embeddings), stacks)
+    for stack, (found, change) in zip(stacks, lengths, strict=True):
         squares += found
         used |= stack.weights != 0.0
         length += change
@@ -80,7 +81,8 @@ def opcm(
     the last lambda remains. This is what the authors' code computes, whose lengths are those of the whole model.
 
     Three edges differ from that code: `alpha` 1 removes everything within the span of M (there: as 0); singular values that
-    are zero up to rounding have no vectors, so no diagonal either; and the deltas keep their order, it shuffles them.
+    are zero up to rounding (see `iso_c`) have no vectors, so no diagonal either; and the deltas keep their order: it shuffles
+    them.
 
     The order matters, hence no "permutation": deltas [[1, 0]], [[1, 1]] give a multiple of [[1, 1]], in the other order of
     [[3, 1]]. No "identity" over a model: the deltas of vectors add up, those of matrices do not, and one lambda serves
@@ -106,11 +108,13 @@ def opcm(
     return used.combine(shares, base=1.0 - float(shares.sum()))
 
 
-def project(delta: Floats, change: Floats, alpha: float) -> Floats:
-    """P(delta; change), both [m, n], in place: what `delta` has beside the strong directions of `change`."""
+def project(delta: Floats, change: Floats, alpha: float, noise: float = 0.0) -> Floats:
+    """P(delta; change), both [m, n], in place: what `delta` has beside the strong directions of `change` above `noise`."""
     if not change.any():
         return delta
-    left, values, right = factors(change)
+    left, values, right = factors(change, noise=noise)
+    if not values.size:
+        return delta
     spectrum = np.cumsum(values)
     strong = int((spectrum <= alpha * spectrum[-1]).sum())
     seen = delta @ right
@@ -124,10 +128,10 @@ def project(delta: Floats, change: Floats, alpha: float) -> Floats:
 def _sequence(stack: Stack, alpha: float) -> tuple[Floats, Floats]:
     """M_n [m, n] and the squared lengths of the deltas [n]."""
     change = np.zeros(stack.shape)
-    squares = np.zeros(stack.n)
-    for number, delta in enumerate(deltas(stack)):
+    squares, noise = np.zeros(stack.n), list[float]()
+    for number, delta in enumerate(deltas(stack, noise)):
         squares[number] = np.vdot(delta, delta)
-        change += project(delta, change, alpha)
+        change += project(delta, change, alpha, sum(noise[:number]))
     return change, squares
 
 

@@ -110,11 +110,12 @@ def _score_limits(stacks: list[Stack], low: np.ndarray, high: np.ndarray, index:
     Scores have a sign, and `largest` orders magnitudes: the positive ones and the negative ones are asked apart.
     """
     n, size = stacks[0].n, sum(stack.size for stack in stacks)
-    scored = [_Scores(stack, low, high, local()) for stack in stacks]
+    recent = local()  # one for all: a thread keeps the last block, not the last of each tensor
+    scored = [_Scores(stack, low, high, recent) for stack in stacks]
     counts, peak = np.zeros((2, n), np.int64), np.full(n, -np.inf)
     for one in scored:
         highest = np.full((max(1, -(-one.stack.size // GRAIN)), n), -np.inf)
-        counts += one.signed(0.0).count(_survey, 2 * n, highest).reshape(2, n)
+        counts += one.signed(0.0).count(_survey, 2 * n, highest, GRAIN).reshape(2, n)
         peak = np.maximum(peak, highest.max(axis=0))
     negative, positive = counts
     # Ascending: the negative ones from the largest magnitude on, the zeros, the positive ones.
@@ -145,13 +146,14 @@ class _Scores:
 
     def block(self, start: int, size: int) -> tuple[np.ndarray, bool]:
         """The scores, float32 [n, size], and whether all that they are made of is finite."""
-        if getattr(self.recent, "key", None) != (start, size):
+        key = (id(self.stack), start, size)
+        if getattr(self.recent, "key", None) != key:
             block = np.zeros((self.stack.n + 1, size), np.float32)
             sources = [*self.stack.sources, *([self.stack.base_source] if self.stack.base_source else [])]
             finite = [source.read(values, start) for source, values in zip(sources, block, strict=False)]
             scores = np.empty((self.stack.n, size), np.float32)
             scores_of(scores, block[-1], block[:-1], self.low, self.high, _halvings(self.stack.n))
-            self.recent.key, self.recent.found = (start, size), (scores, all(finite))
+            self.recent.key, self.recent.found = key, (scores, all(finite))
         found: tuple[np.ndarray, bool] = self.recent.found
         return found
 
@@ -178,10 +180,12 @@ class _Score:
 
 
 @kernel
-def _survey(counts: np.ndarray, base: np.ndarray, inputs: np.ndarray, start: int, highest: np.ndarray) -> None:
+def _survey(
+    counts: np.ndarray, base: np.ndarray, inputs: np.ndarray, start: int, highest: np.ndarray, grain: int
+) -> None:
     """Count negative and positive scores, and keep the highest of a grain in the grain's own row."""
     count = inputs.shape[0]
-    mine = highest[start // GRAIN]
+    mine = highest[start // grain]
     for number in range(count):
         row = inputs[number]
         top, negative, positive = mine[number], 0, 0

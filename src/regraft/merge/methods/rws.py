@@ -104,7 +104,7 @@ def _patched(
     if not bits:
         return stack.combine(target + weights @ signatures, base=float(weights @ of_base))
     peaks = np.zeros((max(1, -(-stack.size // GRAIN)), len(weights)))
-    stack.count(_find_peaks, 1, signatures, of_base, peaks)
+    stack.count(_find_peaks, 1, signatures, of_base, peaks, GRAIN)
     steps = peaks.max(axis=0) / (2 ** (bits - 1) - 1)
     return stack.map(add_rounded, signatures, of_base, weights, steps)
 
@@ -118,10 +118,11 @@ def _find_peaks(
     signatures: np.ndarray,
     of_base: np.ndarray,
     peaks: np.ndarray,
+    grain: int,
 ) -> None:
     """The largest magnitude of every signature in a grain, into the grain's own row: nothing is counted."""
     values = np.empty(STRIP)
-    mine = peaks[start // GRAIN]
+    mine = peaks[start // grain]
     for which in range(signatures.shape[0]):
         highest = mine[which]
         for first in range(0, base.size, STRIP):

@@ -29,9 +29,11 @@ def sce(stack: Stack, *, density: float = 0.1, scale: float = 1.0) -> np.ndarray
     """base + scale * sum_i c_i d_i / sum_i c_i, both over the inputs whose delta d_i has the sign of sum_j d_j there.
 
     Select: of the elements whose variance between the deltas is not 0, the `density` with the largest are kept, exactly so
-    many (nearest whole number; equal ones by index), and the others left as in the base; a density of 1 keeps every
-    element. Calculate: c_i = sum of d_i^2 over what is kept, divided by that of all inputs. Erase: a sum of zero elects
-    plus. This is mergekit's form; the authors' first code selects for the coefficients alone and merges every element.
+    many (rounded down, but one of them unless the density is 0; equal ones by index), and the others left as in the base; a
+    density of 1 keeps every element. Calculate: c_i = sum of d_i^2 over what is kept, divided by that of all inputs. Erase: a
+    sum of zero elects plus. This is mergekit's form, which however takes equal coefficients where the mean squares of all
+    inputs sum to less than 1e-6, and may keep no element of a small tensor; the authors' first code selects for the
+    coefficients alone and merges every element.
 
     The inputs' weights are not used: coefficients are calculated. Not an identity: equal inputs do not vary, and give the
     base unless the density is 1.

@@ -67,7 +67,7 @@ def ties(
     - `trim`: the `density` largest magnitudes of every delta are kept, exactly so many; counted in each "tensor" (mergekit,
       peft), or over the whole model, "global" (the paper's code).
     - `elect`: the sign of sum_i d_i, "mass" (the paper, peft), or of sum_i w_i d_i, "weighted" (mergekit). A sum of
-      zero elects plus.
+      zero elects plus (peft, mergekit); the paper's code gives such an element the sign that most of the vector's others have.
     - `divide`: the sum of w_i d_i over the agreeing inputs is divided by their "count" (the paper, peft) or by their
       sum of "weight"s (mergekit), or by nothing, "none" (mergekit without normalising). Nothing divides where
       the weights that agree cancel out (mergekit).

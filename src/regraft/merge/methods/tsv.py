@@ -47,14 +47,15 @@ def tsv_m(stack: Stack, *, scale: float = 1.0, embeddings: str = "matrix") -> np
         scale: The paper's alpha. It is 1 there: no tuning needed.
         embeddings: "matrix" as in the paper, whose code decomposes everything with two axes; or "vector".
 
-    Other tensors, embeddings as a "vector", and matrices with fewer singular values than inputs (t = 0, where the paper's
-    code gives the base) get the mean of the weighted deltas, times `scale`.
+    Directions that are rounding (see `iso_c`) stay out. Other tensors, embeddings as a "vector", and matrices with fewer singular
+    values than inputs (t = 0, where the paper's code gives the base) get the mean of the weighted deltas, times `scale`.
     """
     used = active(stack)
     if used.n == 0 or not is_matrix(stack, embeddings) or min(stack.shape) < used.n:
         return mean(used, scale)
     each = min(stack.shape) // used.n
-    parts = [factors(delta, each) for delta in deltas(used)]
+    noise: list[float] = []
+    parts = [factors(delta, each, noise[-1]) for delta in deltas(used, noise)]
     left, values, right = (np.concatenate(found, axis=-1) for found in zip(*parts, strict=True))
     if not values.size:
         return used.base()

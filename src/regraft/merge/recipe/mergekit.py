@@ -1,7 +1,7 @@
 """Read a recipe of mergekit 0.1.5 as one of ours, where its method exists here; what is not understood is refused.
 
 What mergekit means is written out, so that the same weights come out, to the rounding of float32, where nothing is drawn at
-random:
+random and no note (see `twins`) says otherwise:
 
 - Its TIES trims each tensor, elects signs by weight, and divides by the agreeing weight, or not at all (`normalize`).
 - Settings are looked up at the model, then the slice, then the recipe. Filters that do not name a tensor hand it on to the

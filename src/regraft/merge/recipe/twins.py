@@ -105,12 +105,18 @@ TWINS: Mapping[str, Twin] = {
     "breadcrumbs": Twin(
         "breadcrumbs", numbers={**_DENSITY, "gamma": Number("gamma", 0.01, per_input=True)},
         flags={"normalize": Flag(False, true=None), "rescale": _NO_RESCALE},
+        note="mergekit counts what it keeps, here what is dropped is counted, each share rounded down: in a tensor up to two "
+        "more elements are kept, those of the smallest magnitudes.",
     ),
     "model_stock": Twin(
         "model_stock", flags={"filter_wise": Flag(False, true=None)},
         note="Where the inputs' changes point apart, mergekit's model_stock goes beyond the base; here the base is kept.",
     ),
-    "sce": Twin("sce", numbers={"select_topk": Number("density", 1.0)}),
+    "sce": Twin(
+        "sce", numbers={"select_topk": Number("density", 1.0)},
+        note="Where the mean squares of a tensor's changes sum to less than 1e-6, as those of short fine-tunes do, mergekit "
+        "takes equal coefficients; here they are the changes' energies, however small.",
+    ),
 }  # fmt: skip
 
 # Its other methods, which are not here.

@@ -9,9 +9,9 @@ straight into the models. Classifiers are loaded once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,17 +24,22 @@ from regraft.checkpoint.classifier import Classifier, TextClassifier, logits_of,
 from regraft.checkpoint.export import load_classifier
 from regraft.checkpoint.weights import FLOATS, open_weights, read_values
 from regraft.errors import CheckpointError, NonFiniteError, TaskError
+from regraft.merge.algebra import by_tensor, one_thread_each
 from regraft.merge.align import align
-from regraft.merge.checks.findings import names
+from regraft.merge.checks.findings import names as some
+from regraft.merge.checks.room import threads_that_fit
 from regraft.merge.inputs import open_inputs
 from regraft.merge.recipe.spec import DTYPES, Spec
-from regraft.merge.tensors import merged_tensor, prepared_for, stack_of
+from regraft.merge.tensors import Prepared, merged_tensor, stack_of
+from regraft.merge.turns import in_turn
 from regraft.task import Task
 
 Values = Iterable[tuple[str, np.ndarray]]
 Tick = Callable[[int], None]
 # What transformers draws anew where a file lacks it; it goes with the head.
 _MAY_LACK = "pooler."
+# For merging, where the number of threads is ours to choose.
+_MEMORY = 512 * 2**20
 _NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -46,18 +51,28 @@ def merged_values(spec: Spec, workers: int | None = None, tick: Tick | None = No
     """
     ordered, opened = open_inputs(spec)
     aligned = align(opened)
-    wanted, threads = DTYPES.get(spec.output.dtype or ""), workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        prepared = prepared_for(ordered, aligned.opened, aligned.merged, pool, threads)
-        for name in aligned.merged:
+    found, wanted = aligned.opened, DTYPES.get(spec.output.dtype or "")
+    threads = workers or threads_that_fit(ordered, found, aligned.merged, _MEMORY)
+    prepared = Prepared(ordered, found, aligned.merged, threads).value
+
+    def merge(name: str, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
+        stack = stack_of(ordered, found, name, pool=pool, workers=threads)
+        merged = np.asarray(merged_tensor(ordered, found, stack, prepared), np.float32)
+        narrow = _NARROW.get(wanted or found.template.tensors[name].dtype)
+        if narrow is not None:
+            merged = torch.from_numpy(np.ascontiguousarray(merged)).to(narrow).float().numpy()
+        return merged
+
+    names, several = aligned.merged, by_tensor(ordered)
+    with (
+        one_thread_each(ordered),
+        ThreadPoolExecutor(threads) as pool,
+        closing(in_turn(merge, names, threads) if several else (merge(name, pool) for name in names)) as every,
+    ):
+        for name in names:
             if tick is not None:
                 tick(0)
-            stack = stack_of(ordered, aligned.opened, name, pool=pool, workers=threads)
-            merged = np.asarray(merged_tensor(ordered, aligned.opened, stack, prepared), np.float32)
-            narrow = _NARROW.get(wanted or aligned.opened.template.tensors[name].dtype)
-            if narrow is not None:
-                merged = torch.from_numpy(np.ascontiguousarray(merged)).to(narrow).float().numpy()
-            yield name, merged
+            yield name, next(every)
 
 
 def stored_values(reference: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -100,7 +115,7 @@ def load_member(reference: str, task: Task, device: str = "cpu") -> Member:
     missing = [label for label in task.label_names if label not in classifier.labels]
     if missing:
         raise CheckpointError(
-            f"The head of {reference} has {len(classifier.labels)} labels, but not {names(missing)} of the task "
+            f"The head of {reference} has {len(classifier.labels)} labels, but not {some(missing)} of the task "
             f"{task.reference}.",
             "Name the tasks in the order of the inputs.",
         )
@@ -199,11 +214,11 @@ class Bench:
         heads = [name for name in lacking if name in self.members[0].head]
         if heads:
             raise CheckpointError(
-                f"{what} has no {names(heads)}, the head that the inputs share: a merge with it would have none.",
+                f"{what} has no {some(heads)}, the head that the inputs share: a merge with it would have none.",
                 "Give a base with a head (`regraft adapt BASE TASK --method probe`), or a recipe without a base.",
             )
         if lacking:
-            raise CheckpointError(f"{what} leaves out {names(lacking)}.", "Search among checkpoints of one kind.")
+            raise CheckpointError(f"{what} leaves out {some(lacking)}.", "Search among checkpoints of one kind.")
 
     def load(self, values: Values) -> None:
         """Put merged tensors into the models; poolers that were not merged are the inputs' own again."""
