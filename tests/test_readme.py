@@ -63,7 +63,7 @@ def test_commands_are_commands(page: Path) -> None:
                 assert program == "source", f"{page.name}: {line}"
 
 
-@pytest.mark.parametrize("wrong", ["reuse builtin:pydoc --nope", "rank", "store", "fly"])
+@pytest.mark.parametrize("wrong", ["reuse builtin:pydoc --nope", "adapt", "store", "fly"])
 def test_wrong_commands_would_be_found(wrong: str) -> None:
     with pytest.raises(Exception, match=r"no command|which command|No such option|Missing"):
         parse(wrong.split())

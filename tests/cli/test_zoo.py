@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from regraft.cli.app import app, run
+from regraft.errors import CatalogueError
 from regraft.zoo import open_zoo
 from regraft.zoo.catalogue import Measurement, open_catalogue
 
@@ -183,10 +186,57 @@ def test_rm_forgets_and_leaves_the_files(zoo: Path) -> None:
     assert call("add", zoo)["added"] == 1
 
 
+def test_rm_refuses_a_name_that_several_have(zoo: Path) -> None:
+    shutil.copytree(zoo / "gpt", zoo / "more" / "gpt")
+    call("add", zoo)
+    with pytest.raises(CatalogueError, match=r"2 checkpoints are called 'gpt': .*more/gpt"):
+        call("rm", "gpt")
+    assert call("rm", "gpt", "--all")["removed"] == 2 and len(call("ls")["checkpoints"]) == 2
+
+
 def test_deep_finds_lineage_from_weights(zoo: Path) -> None:
     assert call("add", zoo, "--deep")["edges"] == 1
     found = call("tree", "child")
     assert {(one["relation"], one["source"]) for one in found["edges"]} >= {("identical", "weights")}
+
+
+def test_weights_that_were_read_once_are_read_again_when_they_change(zoo: Path) -> None:
+    assert call("add", zoo, "--deep")["weights_read"] == 3
+    (zoo / "child" / "README.md").write_text(CARD + "A slip mended.\n")
+    found = call("add", zoo)
+    assert (found["changed"], found["weights_read"], found["edges"]) == (1, 0, None)
+    shutil.copy(zoo / "gpt" / "model.safetensors", zoo / "child" / "model.safetensors")
+    found = call("add", zoo)
+    assert (found["weights_read"], found["edges"]) == (1, 1)
+    found = call("tree", "child")
+    told = [edge for edge in found["edges"] if edge["source"] == "weights"]  # of equal ones either may be the parent
+    assert {found["nodes"][edge[end]]["name"] for edge in told for end in ("child", "parent")} == {"child", "gpt"}
+
+
+def test_check_deep_finds_protection_against_merging(zoo: Path) -> None:
+    tensors = load_file(zoo / "child" / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("intermediate.dense.weight")]:
+        order = torch.randperm(len(tensors[name]), generator=torch.Generator().manual_seed(len(name)))
+        down = name.replace("intermediate", "output")
+        bias = name.replace(".weight", ".bias")
+        tensors |= {name: tensors[name][order], bias: tensors[bias][order], down: tensors[down][:, order].contiguous()}
+    save_file(tensors, zoo / "child" / "model.safetensors", {"format": "pt"})
+    call("add", zoo)
+    assert "merge-protected" not in {one["code"] for one in call("check", "child")["risks"]}
+    assert "merge-protected" in {one["code"] for one in call("check", "child", "--deep")["risks"]}
+    (zoo / "child" / "README.md").write_text(CARD + "A slip mended.\n")
+    call("add", zoo)
+    assert [one["name"] for one in call("ls", "risk=merge-protected", "deep=yes")["checkpoints"]] == ["child"]
+    assert "merge-protected" in {one["code"] for one in call("check", "--deep")["risks"]} and "merge-protected" in said(
+        "show", "child"
+    )
+    shutil.copy(zoo / "tiny-bert" / "model.safetensors", zoo / "child" / "model.safetensors")
+    assert "merge-protected" not in {one["code"] for one in call("check", "child", "--deep")["risks"]}
+
+
+def test_a_folder_without_checkpoints_is_said(zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "Nothing that looks like a checkpoint was found in" in said("add", tmp_path / "empty")
 
 
 def test_zoo_references(zoo: Path) -> None:

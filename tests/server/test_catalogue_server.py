@@ -10,7 +10,7 @@ import sqlalchemy
 from sqlalchemy import text
 
 from regraft.errors import CatalogueError
-from regraft.zoo.catalogue import Measurement, open_catalogue
+from regraft.zoo.catalogue import Measurement, open_catalogue, opening
 from regraft.zoo.record.record import Parent, Record
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -103,3 +103,23 @@ def test_a_connection_that_the_server_ends_is_made_again(url: str) -> None:
             )
         engine.dispose()
         assert opened.count() == 1
+
+
+def test_a_writer_does_not_wait_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process was stopped while it held the lock."""
+    with open_catalogue(url) as opened, open_catalogue(url) as other, other.database.writing():
+        monkeypatch.setattr(opening, "PATIENCE_S", 1)
+        with pytest.raises(CatalogueError, match="is being written by another process for too long"):
+            opened.put([record(1)])
+
+
+@pytest.mark.parametrize("name", ["records", "words", "state"])
+def test_tables_of_another_program_are_left_alone(url: str, name: str) -> None:
+    engine = sqlalchemy.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE TABLE {name} (total INTEGER)"))
+    with pytest.raises(CatalogueError, match="is the database of another program"):
+        open_catalogue(url)
+    with engine.connect() as connection:
+        assert connection.execute(text(f"SELECT count(total) FROM {name}")).scalar_one() == 0
+    engine.dispose()

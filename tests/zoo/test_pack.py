@@ -413,3 +413,114 @@ def test_links_in_a_pack_stay_inside(tuned: Path, base: Path, tmp_path: Path) ->
     frame.symlink_to(tmp_path / "secret")
     with pytest.raises(UnsafeCheckpointError, match="is a link that leaves"):
         restore(tmp_path / "packed", tmp_path / "again")
+
+
+def test_an_original_that_was_moved_aside_goes_only_for_its_own_pack(
+    tuned: Path, base: Path, tmp_path: Path, killed_at: Callable[..., None]
+) -> None:
+    """The pack of a killed call was thrown away as a failure; another pack must not pass for it."""
+    before, other = content(tuned), Path(shutil.copytree(base, tmp_path / "other"))
+    pack(other, None, tmp_path / "others")
+    killed_at("original aside", lambda: pack(tuned, base, tmp_path / "packed", workers=1, replace=True))
+    (tmp_path / "packed").rename(tmp_path / "thrown away")
+    (aside,) = tmp_path.glob(".tuned.*.packed.partial")
+    with pytest.raises(CheckpointError, match=r"was moved aside to .*\.packed\.partial when it was packed"):
+        pack(tuned, base, tmp_path / "others", replace=True)
+    assert content(aside) == before
+    shutil.copytree(other, tuned)
+    (tuned / "README.md").write_text("An older copy.")
+    with pytest.raises(StoreError, match="exists, and is not the pack of"):
+        pack(tuned, base, tmp_path / "others", replace=True)
+    assert content(aside) == before
+    (tmp_path / "thrown away").rename(tmp_path / "packed")
+    shutil.rmtree(tuned)
+    with pytest.raises(CheckpointError, match="It may be packed already"):
+        pack(tuned, base, tmp_path / "packed")
+    assert not aside.exists()
+
+
+def test_a_file_that_is_written_at_the_last_moment_is_not_removed(tuned: Path, base: Path, tmp_path: Path) -> None:
+    def hook(name: str) -> None:
+        if name == "original aside":
+            (aside,) = tmp_path.glob(".tuned.*.packed.partial")
+            (aside / "model.pt").write_text("through a folder that was open")
+
+    faults.hook = hook
+    with pytest.raises(CheckpointError, match="has changed while it was packed, and was not removed"):
+        pack(tuned, base, tmp_path / "packed", replace=True)
+    assert (tuned / "model.pt").exists() and names(tmp_path) == {"base", "tuned", "packed"}
+
+
+def test_a_bomb_among_the_deltas_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """Empty planes take a few bytes in the table and 16 MiB on the disk: 2^40 bytes of nothing."""
+    from regraft.delta.layout import BLOCK_LIMIT, START, as_json, head_entry, preamble, read_layout
+    from regraft.delta.layout import Entry as Listed
+
+    save_file({"a": torch.zeros(4)}, tmp_path / "model.safetensors")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "model.safetensors").rename(tmp_path / "one" / "model.safetensors")
+    pack(tmp_path / "one", None, tmp_path / "packed")
+    delta = tmp_path / "packed" / "model.safetensors.delta"
+    listed = [head_entry(8), Listed("a", "U8", 2**40 - 8, "plain")]
+    blocks = 1 + -(-(2**40 - 8) // BLOCK_LIMIT)
+    table = bytes(12 * blocks)
+    delta.write_bytes(preamble(as_json(2**40, "0" * 64, BLOCK_LIMIT, listed), table))
+    assert read_layout(delta).bytes == 2**40 and START < delta.stat().st_size < 2**20
+
+    def change(about: dict[str, Any]) -> None:
+        about["files"][0].update(packed_bytes=delta.stat().st_size)
+
+    forged(tmp_path / "packed", change)
+    with pytest.raises(CheckpointError, match=r"claims to unpack to 1099511627776 bytes, pack\.json says \d+"):
+        restore(tmp_path / "packed", tmp_path / "again")
+
+
+def test_nobody_can_read_more_of_a_pack_than_of_the_original(tuned: Path, base: Path, tmp_path: Path) -> None:
+    def modes(folder: Path) -> dict[str, int]:
+        return {
+            path.relative_to(folder).as_posix(): path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))
+        }
+
+    secret = tuned / "model-00001-of-00002.safetensors"
+    secret.chmod(0o600)
+    (tuned / "config.json").chmod(0o640)
+    (tuned / "runs").chmod(0o750)
+    (tuned / "logs" / "none").chmod(0o500)
+    tuned.chmod(0o700)
+    before, seen = modes(tuned), []
+
+    def hook(name: str) -> None:
+        if name in ("packed file written", "restored file written"):
+            seen.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob(".*.partial"))
+
+    faults.hook = hook
+    pack(tuned, base, tmp_path / "packed")
+    packed = modes(tmp_path / "packed")
+    assert (packed["."], packed["runs"]) == (0o700, 0o750)
+    assert (packed[f"{secret.name}.delta"], packed["config.json.zst"], packed["pack.json"]) == (0o600, 0o640, 0o600)
+    restore(tmp_path / "packed", tmp_path / "again")
+    assert modes(tmp_path / "again") == before and set(seen) == {0o700}, "nor while they are written"
+    forged(tmp_path / "packed", lambda about: about.pop("modes"))  # as an older Regraft packed
+    faults.hook = None
+    restore(tmp_path / "packed", tmp_path / "third")
+    assert content(tmp_path / "third") == content(tuned) and (tmp_path / "third").stat().st_mode & 0o500 == 0o500
+    forged(tmp_path / "packed", lambda about: about.update(modes={"../base": 0o777}))
+    with pytest.raises(UnsafeCheckpointError, match="leaves the folder"):
+        restore(tmp_path / "packed", tmp_path / "fourth")
+
+
+def test_of_two_places_the_parent_is_where_its_weights_are(tuned: Path, base: Path, tmp_path: Path) -> None:
+    """The pack was moved beside a folder that is called as its parent; or beside one without weights."""
+    pack(tuned, base, tmp_path / "packed")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "packed").rename(tmp_path / "elsewhere" / "packed")
+    other = Path(shutil.copytree(base, tmp_path / "elsewhere" / "base"))
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: value + 1 for name, value in tensors.items()}, other / "model.safetensors")
+    restore(tmp_path / "elsewhere" / "packed", tmp_path / "again")
+    assert content(tmp_path / "again") == content(tuned)
+    (other / "model.safetensors").unlink()
+    verify(tmp_path / "elsewhere" / "packed")
+    shutil.rmtree(base)
+    with pytest.raises(CheckpointError, match="holds no safetensors weights"):
+        verify(tmp_path / "elsewhere" / "packed")

@@ -3,7 +3,7 @@
 Merging works on checkpoints whose units (dimensions of the residual stream) mean the same. Those of a fine-tune and of its
 base do: a unit's weights hardly turn in training (Zeng et al. 2023). Those of two independent trainings do not: both the
 random initialisation and the training treat all units alike, so any order of the units of one model was as likely as the
-one that it has (Zhu et al. 2025). That makes an exact test:
+one that it has (Zhu et al. 2025). That makes a permutation test, whose moments are exact and whose tail is taken to be normal:
 
     a_i, b_i    the sampled weights of unit i in the two models: float64 [features], centred by feature, length 1
     c_ij        <a_i, b_j>, [units, units], made doubly centred
@@ -38,8 +38,9 @@ import numpy as np
 
 from regraft.checkpoint.blocks import block_of, in_blocks
 from regraft.checkpoint.headers import TensorInfo
+from regraft.checkpoint.reading import read_at
 from regraft.checkpoint.sampled import decoded
-from regraft.checkpoint.weights import FLOATS, raw_values
+from regraft.checkpoint.weights import FLOATS
 from regraft.randomness import integers
 
 MATRICES = 8
@@ -136,14 +137,16 @@ def _matrices(first: Mapping[str, TensorInfo], second: Mapping[str, TensorInfo])
 def _sample(name: str, info: TensorInfo, width: int, unit: int, seed: int) -> np.ndarray:
     """Up to `UNITS` units from `unit` on, as float64 [units, features]: centred by feature, of mean square 1 (or all 0)."""
     rows, columns = info.shape
-    units, raw = min(width, UNITS), raw_values(info).reshape(info.shape)
+    units = min(width, UNITS)
+    chosen_units = unit + np.arange(units)
     if columns == width:  # every row is a feature, with the units side by side
         chosen = np.unique(integers(rows, min(rows, FEATURES), seed, "ancestry rows", name))
-        part = raw[chosen, unit : unit + units].T
+        part = read_at(info, (chosen[:, None] * columns + chosen_units).reshape(-1)).reshape(-1, units).T
     else:
         count = min(columns, FEATURES)
         at = int(integers(columns - count + 1, 1, seed, "ancestry columns", name)[0])
-        part = raw[unit : unit + units, at : at + count]
+        places = chosen_units[:, None] * columns + at + np.arange(count)
+        part = read_at(info, places.reshape(-1)).reshape(units, count)
     found = decoded(np.ascontiguousarray(part), info.dtype)
     constant = found.max(axis=0) == found.min(axis=0)  # before the rounding of the mean makes something of nothing
     found -= found.mean(axis=0)

@@ -38,7 +38,7 @@ def licence_of(card: Mapping[str, Any]) -> str | None:
     if licence == "other" and isinstance(card.get("license_name"), str):
         licence = card["license_name"]
     if isinstance(licence, list):
-        return ", ".join(map(str, licence)) or None
+        return ", ".join(one for one in licence if isinstance(one, str)) or None
     return licence if isinstance(licence, str) and licence else None
 
 
@@ -47,4 +47,5 @@ def parents_of(card: Mapping[str, Any]) -> tuple[str, ...]:
     parents = card.get("base_model")
     if isinstance(parents, str):
         return (parents,)
-    return tuple(str(parent) for parent in parents) if isinstance(parents, list) else ()
+    # Of lists in lists, four lines of YAML with aliases make text of any length.
+    return tuple(parent for parent in parents if isinstance(parent, str)) if isinstance(parents, list) else ()

@@ -57,6 +57,11 @@ def evaluate(
     max_rows: opt.MaxRows = None,
     seed: opt.Seed = 0,
     device: opt.Device = "cpu",
+    record: Annotated[
+        bool,
+        typer.Option(help="Keep the result in the catalogue, when the checkpoint is in it: `zoo show` has it then."),
+    ] = True,
+    catalogue: Annotated[Optional[str], typer.Option("--catalogue", help="The catalogue, as of `zoo add`.")] = None,  # noqa: UP045
     json: opt.Json = False,
 ) -> None:
     """Measure a checkpoint on a task, as it is.
@@ -64,14 +69,20 @@ def evaluate(
     Example: regraft evaluate runs/probe builtin:pydoc
     """
     from regraft.cli import show
+    from regraft.cli.measured import Recording
     from regraft.planner.single import evaluate_one
 
+    recording = Recording.of(checkpoint, catalogue) if record else Recording(catalogue)
     found = evaluate_one(checkpoint, task, split=split, device=device, seed=seed, progress=show.Terminal(),
+                         seen=recording.see,
                          text_column=text_column, label_column=label_column, metric=metric, max_rows=max_rows)  # fmt: skip
+    recorded = recording.keep(split, found["score"], device)
     if json:
-        show.as_json(found)
-    else:
-        _print_score(found["name"], found["score"])
+        show.as_json({**found, "recorded": recorded})
+        return
+    _print_score(found["name"], found["score"])
+    if recorded is not None:
+        typer.echo(f"Recorded in {recorded}")
 
 
 def predict(

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from regraft.cli import options as opt
-from regraft.cli.zoo_names import existing, folder_of, is_elsewhere, is_zoo, place_of
+from regraft.cli.zoo_names import LOOKED_FOR, existing, folder_of, is_elsewhere, is_zoo, place_of
 from regraft.cli.zoo_pack import pack, restore
+from regraft.cli.zoo_risks import risks_of
 from regraft.cli.zoo_show import KEYS, list_zoo, print_facts, row_of, show_entry
 
 if TYPE_CHECKING:
     from regraft.zoo.catalogue import Catalogue
-    from regraft.zoo.record.record import Risk
 
 app = typer.Typer(help="What checkpoints there are.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -46,6 +46,8 @@ def add(
 ) -> None:
     """Record the checkpoints in and below folders; run it again to bring the catalogue up to date.
 
+    What was once added with --deep stays so: its weights are read again when they change.
+
     Example: regraft zoo add models/ hf-cache:
     """
     from regraft.cli import show
@@ -54,13 +56,15 @@ def add(
     roots = [folder_of(place) for place in places]
     with open_catalogue(catalogue) as opened:
         found = index(opened, roots, workers=workers, progress=show.Terminal(), deep=deep)
-        lineage = _find_lineage(opened) if deep else None
+        lineage = _find_lineage(opened) if deep or found.weights_read else None
         where = opened.where
     if json:
         show.as_json({**asdict(found), "edges": lineage, "catalogue": where})
         return
     for one in found.unreadable:
         typer.echo(f"unreadable {one.path}: {one.problem}")
+    if not (found.added or found.changed or found.unchanged or found.gone):
+        typer.echo(f"Nothing that looks like a checkpoint was found in {', '.join(map(str, roots))}. {LOOKED_FOR}")
     typer.echo(
         f"{found.added:,} added, {found.changed:,} changed, {found.unchanged:,} as they were, {found.gone:,} gone, "
         f"{len(found.unreadable):,} unreadable, {found.seconds:.1f} s."
@@ -201,16 +205,20 @@ def check(
         Optional[list[str]],  # noqa: UP045
         typer.Argument(help="Names, paths or references; everything in the catalogue by default."),
     ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read the weights, of parents too.")] = False,
     catalogue: Where = None,
     json: opt.Json = False,
 ) -> None:
     """List risks: pickles, code, missing files, licences that do not fit. Exit status 1 when one of them is a danger.
 
+    With --deep: NaN, dead layers, and weights that were moved so that they cannot be merged with the parent's (such protection
+    shows beside a parent only, and is looked for where the catalogue knows one).
+
     Example: regraft zoo check models/bert
     """
     from regraft.cli import show
 
-    found = sorted(_risks(checkpoints or [], catalogue), key=lambda one: _SEVERITY.index(one[1].severity))
+    found = sorted(risks_of(checkpoints or [], catalogue, deep), key=lambda one: _SEVERITY.index(one[1].severity))
     if json:
         show.as_json({"risks": [{"path": path, **asdict(risk)} for path, risk in found]})
     else:
@@ -225,10 +233,13 @@ def check(
 @app.command("rm")
 def rm(
     checkpoints: Annotated[list[str], typer.Argument(help="Names or paths.")],
+    every: Annotated[bool, typer.Option("--all", help="All checkpoints that have a name, where several do.")] = False,
     catalogue: Where = None,
     json: opt.Json = False,
 ) -> None:
     """Take checkpoints out of the catalogue, with what was measured of them. Files are never touched.
+
+    A name that several checkpoints have is refused without --all.
 
     Example: regraft zoo rm models/old
     """
@@ -236,7 +247,7 @@ def rm(
     from regraft.zoo.catalogue import open_catalogue
 
     with open_catalogue(catalogue, create=False) as opened:
-        removed = sum(opened.remove(name) for name in checkpoints)
+        removed = sum(opened.remove(name, several=every) for name in checkpoints)
     if json:
         show.as_json({"removed": removed})
     else:
@@ -283,26 +294,3 @@ def _find_lineage(opened: Catalogue) -> int:
 
     paths = [entry.record.path for entry in opened.every("deep=yes kind=checkpoint")]
     return opened.add_edges(find_edges(paths, progress=show.Terminal()), children=paths)
-
-
-def _risks(names: list[str], catalogue: str | None) -> list[tuple[str, Risk]]:
-    """(path, risk) of checkpoints of the catalogue, or of folders that are read now."""
-    from regraft.checkpoint.reference import locate
-    from regraft.zoo.catalogue import open_catalogue
-    from regraft.zoo.record import read_record
-
-    if not names:
-        with open_catalogue(catalogue, create=False) as opened:
-            return [*opened.risks(), *opened.licence_risks()]
-    found = []
-    opened_or_none = existing(catalogue)
-    for name in names:
-        if opened_or_none is not None and not is_elsewhere(name) and opened_or_none.has(name):
-            record = opened_or_none.get(name).record
-            found += opened_or_none.licence_risks(name)
-        else:
-            record = read_record(locate(name))
-        found += [(record.path, risk) for risk in record.risks]
-    if opened_or_none is not None:
-        opened_or_none.close()
-    return found

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from regraft.zoo.catalogue import Catalogue
 
 SCHEMES = ("builtin:", "hf:", "hf-cache:", "pip:", "zoo:")
+# Of `add`, where nothing was found.
+LOOKED_FOR = (
+    "Looked for, down to eight levels: config.json, modules.json, model_index.json, adapter_config.json, weights or "
+    "their index."
+)
 
 
 def is_zoo(text: str) -> bool:

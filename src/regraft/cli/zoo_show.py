@@ -66,6 +66,7 @@ def show_entry(opened: Catalogue, name: str, json: bool) -> None:
     if json:
         show.as_json({
             **row_of(entry), "record": asdict(entry.record), "deep": entry.deep, "indexed_at": entry.indexed_at,
+            "first_seen": entry.first_seen, "risks": [asdict(risk) for _, risk in opened.risks(name=entry.record.path)],
             "measurements": [asdict(one) for one in measured], "results": [_result(one) for one in compared],
         })  # fmt: skip
         return
@@ -77,9 +78,10 @@ def show_entry(opened: Catalogue, name: str, json: bool) -> None:
     if compared:
         columns = ["metric", "data", "claimed", "measured", "low", "high", "n", "protocol", "verdict"]
         show.table("\nClaimed and measured", columns, [[_result(one)[key] for key in columns] for one in compared])
-    if entry.record.risks:
+    risks = [risk for _, risk in opened.risks(name=entry.record.path)]
+    if risks:
         show.table("\nRisks", ["severity", "risk", "where", "problem"],
-                   [[one.severity, one.code, one.where, one.problem] for one in entry.record.risks])  # fmt: skip
+                   [[one.severity, one.code, one.where, one.problem] for one in risks])  # fmt: skip
 
 
 def _result(one: Compared) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def _result(one: Compared) -> dict[str, Any]:
         "metric": one.metric, "data": " / ".join(data), "claimed": None if claim is None else claim.value,
         "measured": None if found is None else found.value, "low": found and found.low, "high": found and found.high,
         "n": found and found.n, "protocol": found and found.protocol, "difference": one.difference,
-        "verdict": one.verdict + ("" if found is None or found.current else " (measured before the files changed)"),
+        "verdict": one.verdict + ("" if found is None or found.current else " (measured on other files than those recorded)"),
     }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ class _Part:
 def decode_file(
     path: Path, out: Path | None, parents: Parents | None, *, workers: int = 1, progress: Progress = SILENT
 ) -> str:
-    """Write the original file of a delta to `out`; None only to check that it is whole. Its SHA-256.
+    """Write the original file of a delta to `out`, for its owner alone; None only to check that it is whole. Its SHA-256.
 
     Raises:
         CheckpointError: No delta, of a newer version, truncated or damaged; the parent is missing, or another one, or

@@ -69,12 +69,16 @@ class Files:
 
 
 class Target:
-    """A file that is written from its start to its end, hashed as it goes. Use as a context manager: it syncs and closes."""
+    """A file that is written from its start to its end, hashed as it goes. Use as a context manager: it syncs and closes.
+
+    A new file is its owner's alone: what is packed or restored may be private, and its permissions are given to it when it is
+    whole.
+    """
 
     def __init__(self, path: Path | None, hashed: bool = True) -> None:
         self.written, self._hashed = 0, hashed
         self._digest = hashlib.sha256()
-        self._file = None if path is None else path.open("wb", buffering=0)
+        self._file = None if path is None else open(path, "wb", buffering=0, opener=_private)  # noqa: SIM115
 
     def __enter__(self) -> Self:
         return self
@@ -106,6 +110,10 @@ class Target:
     def sha256(self) -> str:
         """Of all that was written."""
         return self._digest.hexdigest()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -6,63 +6,93 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from regraft import faults
 from regraft.checkpoint.safety import MOST_ENTRIES, check_links
 from regraft.checkpoint.writer import resumable_folder
-from regraft.delta.manifest import is_pack
 from regraft.errors import CheckpointError, StoreError
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file of the original, as it was when it was first seen."""
+    """A file of the original, as it was when it was first seen; where its folder lies does not count."""
 
-    path: Path
+    path: Path = field(compare=False)
     name: str
     size: int
     mtime_ns: int
     mode: int
 
 
-def files_of(folder: Path) -> tuple[list[Found], list[str]]:
-    """The files below a folder in a fixed order, and the folders with nothing in them."""
+@dataclass(frozen=True)
+class Content:
+    """What a folder holds.
+
+    Args:
+        files: In a fixed order.
+        folders: Those with nothing in them.
+        modes: Permissions of every folder by its name; "." is the whole.
+    """
+
+    files: tuple[Found, ...]
+    folders: tuple[str, ...]
+    modes: Mapping[str, int]
+
+
+def content_of(folder: Path) -> Content:
+    """The files and folders below a folder.
+
+    Raises:
+        CheckpointError: Something cannot be read, or is neither.
+        UnsafeCheckpointError: A link leaves the folder.
+    """
     check_links(folder)
     files, folders = [], []
     try:
+        modes = {".": _mode(folder.stat())}
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
             status = path.stat()
             if stat.S_ISREG(status.st_mode):
-                mode = stat.S_IMODE(status.st_mode) & 0o777
-                files.append(Found(path, name, status.st_size, status.st_mtime_ns, mode))
+                files.append(Found(path, name, status.st_size, status.st_mtime_ns, _mode(status)))
             elif not stat.S_ISDIR(status.st_mode) or path.is_symlink():
                 raise CheckpointError(
                     f"{path} is neither a file nor a folder.", "Remove it: only files and folders can be packed."
                 )
-            elif not any(path.iterdir()):
-                folders.append(name)
+            else:
+                modes[name] = _mode(status)
+                if not any(path.iterdir()):
+                    folders.append(name)
     except OSError as fault:
         raise CheckpointError(
             f"{fault.filename or folder} cannot be read ({fault.strerror}).", "Check the folder and its permissions."
         ) from fault
     if len(files) + len(folders) > MOST_ENTRIES:
         raise CheckpointError(f"{folder} holds more than {MOST_ENTRIES:,} files.", "Give a checkpoint's folder alone.")
-    return files, folders
+    return Content(tuple(files), tuple(folders), modes)
+
+
+def _mode(status: os.stat_result) -> int:
+    return stat.S_IMODE(status.st_mode) & 0o777
 
 
 @contextmanager
-def fresh_folder(out: Path, key: str) -> Iterator[Path]:
+def fresh_folder(out: Path, key: str, mode: int | None) -> Iterator[Path]:
     """An empty folder that becomes `out` when the block ends; nothing of it stays when it raises.
 
-    What a killed process left is not gone on with. Never takes the place of what is there.
+    Only its owner can enter it before. What a killed process left is not gone on with. Never takes the place of what is there.
+
+    Args:
+        mode: Permissions of `out`; None for those of any new folder.
     """
     with resumable_folder(out, key) as aside:
         try:
+            usual = _mode(aside.stat())
+            aside.chmod(0o700)
             for left in aside.iterdir():
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left)
@@ -71,31 +101,61 @@ def fresh_folder(out: Path, key: str) -> Iterator[Path]:
             yield aside
             if out.exists() or out.is_symlink():
                 raise StoreError(f"{out} was made by somebody else meanwhile.", "Give a folder that does not exist.")
+            aside.chmod(usual if mode is None else mode)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
 
 
-def remove(folder: Path) -> None:
-    """Take the original away: a rename, then its files."""
+def remove(folder: Path, content: Content) -> None:
+    """Take the original away: a rename, a last look whether it still holds what was packed, then its files.
+
+    Raises:
+        CheckpointError: It holds something else; it is where it was.
+        StoreError: It cannot be removed.
+    """
     aside = folder.parent / f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.packed.partial"
     try:
         folder.rename(aside)
         sync(folder.parent)
         faults.point("original aside")
+        # A process that has a file of it open may go on writing; one that opens files by their names no longer finds them.
+        if _changed(aside, content):
+            aside.rename(folder)
+            raise CheckpointError(
+                f"{folder} has changed while it was packed, and was not removed.", "Remove the pack, and pack it again."
+            )
         shutil.rmtree(aside)
         faults.point("original removed")
     except OSError as fault:
+        left = aside if aside.exists() else folder
         raise StoreError(
-            f"{folder} was packed, but not all of it could be removed ({fault.strerror}).", "Remove what is left of it."
+            f"{folder} was packed, but not all of it could be removed ({fault.strerror}).", f"Remove {left}."
         ) from fault
 
 
-def sweep(folder: Path, out: Path) -> None:
-    """Remove what is left of originals that a killed process had moved aside; their pack was verified before."""
-    if is_pack(out):
-        for left in folder.parent.glob(f".{folder.name}.*-*.packed.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+def _changed(folder: Path, content: Content) -> bool:
+    try:
+        return content_of(folder) != content
+    except CheckpointError:
+        return True
+
+
+def moved_aside(folder: Path) -> list[Path]:
+    """What killed processes left of an original that they had moved aside."""
+    return sorted(folder.parent.glob(f".{_literal(folder.name)}.*-*.packed.partial"))
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def set_modes(root: Path, modes: Mapping[str, int], least: int = 0) -> None:
+    """Give the folders below `root`, those that are there, their permissions (and `least`), the deepest first."""
+    for name in sorted(modes, key=lambda name: (-name.count("/"), name)):
+        folder = root / name
+        if name != "." and folder.is_dir() and not folder.is_symlink():
+            folder.chmod(modes[name] | least)
 
 
 def sync_folders(folder: Path) -> None:

@@ -3,13 +3,14 @@
 pack.json:
     {"format": "regraft pack", "version": 1, "parent": {"weights_id", "path", "relative"} or null,
      "files": [{"path", "packed", "form", "bytes", "packed_bytes", "sha256", "mode"}], "folders": [...],
-     "check": SHA-256 of the rest as canonical JSON}
+     "modes": {folder: mode}, "check": SHA-256 of the rest as canonical JSON}
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,11 +67,19 @@ class Parent:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A packed folder; `folders` are those that a path of a file does not show, because nothing is in them."""
+    """A packed folder.
+
+    Args:
+        parent: What its deltas need; None where they need nothing.
+        files: Every file.
+        folders: Those that a path of a file does not show, because nothing is in them.
+        modes: Permissions of folders, "." of the whole; packs of an older Regraft have none.
+    """
 
     parent: Parent | None
     files: tuple[Packed, ...]
     folders: tuple[str, ...]
+    modes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -95,6 +104,7 @@ def as_text(manifest: Manifest) -> str:
         "parent": None if manifest.parent is None else asdict(manifest.parent),
         "files": [asdict(file) for file in manifest.files],
         "folders": list(manifest.folders),
+        "modes": dict(manifest.modes),
     }
     return json.dumps({**about, "check": sha256(canonical(about))}, indent=1) + "\n"
 
@@ -122,7 +132,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path} is damaged: it is not what was written.", AGAIN)
     try:
         parent = None if about["parent"] is None else Parent(**about["parent"])
-        manifest = Manifest(parent, tuple(Packed(**file) for file in about["files"]), tuple(about["folders"]))
+        files = tuple(Packed(**file) for file in about["files"])
+        manifest = Manifest(parent, files, tuple(about["folders"]), dict(about.get("modes", {})))
         _check(path, manifest)
     except (KeyError, TypeError, ValueError) as fault:
         raise CheckpointError(f"{path} does not say what it must ({str(fault)[:200]}).", AGAIN) from fault
@@ -135,7 +146,8 @@ def _check(path: Path, manifest: Manifest) -> None:
     """Every value by itself, and no two files in one place."""
     if len(manifest.files) + len(manifest.folders) > MOST_ENTRIES:
         raise ValueError(f"more than {MOST_ENTRIES} files")
-    for named in [*manifest.folders, *(name for file in manifest.files for name in (file.path, file.packed))]:
+    below = [*manifest.folders, *(name for name in manifest.modes if name != ".")]
+    for named in [*below, *(name for file in manifest.files for name in (file.path, file.packed))]:
         if not is_inside(named):
             raise UnsafeCheckpointError(
                 f"{path} names {str(named)[:80]!a}, a path that leaves the folder.", "Do not use this pack."
@@ -146,16 +158,21 @@ def _check(path: Path, manifest: Manifest) -> None:
         if len(set(names)) < len(names) or set(names) & above:
             raise UnsafeCheckpointError(f"{path} puts two files in one place.", "Do not use this pack.")
     for file in manifest.files:
-        counts: tuple[Any, ...] = (file.bytes, file.packed_bytes, file.mode)
-        if not all(isinstance(value, int) and not isinstance(value, bool) for value in counts):
+        if not all(_is_number(value) for value in (file.bytes, file.packed_bytes, file.mode)):
             raise ValueError(f"sizes of {file.path!a}")
         if not (0 <= file.bytes <= SIZE_LIMIT and file.packed_bytes >= 0 and 0 <= file.mode <= 0o777):
             raise ValueError(f"sizes of {file.path!a}")
         if file.form not in FORMS or not isinstance(file.sha256, str):
             raise ValueError(f"form of {file.path!a}")
+    if not all(_is_number(mode) and 0 <= mode <= 0o777 for mode in manifest.modes.values()):
+        raise ValueError("modes of folders")
     values = [] if manifest.parent is None else list(asdict(manifest.parent).values())
     if not all(isinstance(value, str) and "\0" not in value for value in values):
         raise ValueError("parent")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
@@ -168,3 +185,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             if size < file.packed_bytes and file.form == "delta":
                 read_layout(packed)  # names the tensor that is not whole
             raise CheckpointError(f"{packed} is damaged: {size} bytes, expected {file.packed_bytes}.", AGAIN)
+        if file.form == "delta" and (claimed := read_layout(packed).bytes) != file.bytes:
+            raise CheckpointError(
+                f"{packed} claims to unpack to {claimed} bytes, {NAME} says {file.bytes} of {file.path}.", AGAIN
+            )

@@ -82,7 +82,7 @@ def a_record(number: int) -> Record:
     model = draw.choice(list(MODELS))
     name = "-".join(draw.choices(WORDS, k=draw.randint(1, 4)))
     owner = draw.choice(("", "google/", "Org-2/"))
-    stated = maybe(draw.choice(("MIT", "apache-2.0", "cc-by-nc-4.0")))
+    stated = maybe(draw.choice(("MIT", "apache-2.0", "bsd-3-clause")))
     return Record(
         path=f"/zoo/{number % 7}/{name}-{number}", name=f"{owner}{name}", kind="adapter" if number % 9 == 0 else "checkpoint",
         file_id=f"{number:064x}", files=(FileFact("config.json", 10 + number, number),),

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from regraft.zoo import discover
 from regraft.zoo.catalogue import Catalogue, index, open_catalogue
 from regraft.zoo.catalogue import schema as tables
 from regraft.zoo.catalogue.walk import Unreadable, walk
-from regraft.zoo.record.record import Record
+from regraft.zoo.record.record import Record, Risk
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -40,7 +41,7 @@ def zoo(tmp_path: Path, checkpoint_maker: Any) -> Path:
         checkpoint_maker(root / "flat" / f"m{number}", layers=number + 1, card=card)
     checkpoint_maker(root / "models--org--base" / "snapshots" / ("a" * 40))
     checkpoint_maker(root / "deep" / "er" / "still" / "x")
-    checkpoint_maker(root / "deep" / "er" / "still" / "x" / "checkpoint-5")  # inside another: none of its own
+    checkpoint_maker(root / "deep" / "er" / "still" / "x" / "encoder")  # inside another: none of its own
     checkpoint_maker(root / ".hidden" / "y")
     adapter = root / "adapter"
     adapter.mkdir()
@@ -65,7 +66,7 @@ def state_of(catalogue: Catalogue) -> dict[str, Any]:
         paths = {row["id"]: row["path_key"] for row in rows}
         found: dict[str, Any] = {
             "checkpoints": sorted(
-                [str({**row, "id": 0, "indexed_at": 0}) for row in rows]
+                [str({**row, "id": 0, "indexed_at": 0, "first_seen": 0}) for row in rows]
             ),
             "words": [entry.record.path for entry in catalogue.search("base", limit=100)],
         }  # fmt: skip
@@ -239,8 +240,6 @@ def test_killed_and_run_again_is_as_never_killed(
 
 
 def test_deep_reads_weights_once(catalogue: Catalogue, zoo: Path) -> None:
-    from regraft.zoo.record.record import Risk
-
     looked: list[str] = []
 
     def inspect(folder: Path) -> tuple[Risk, ...]:
@@ -256,3 +255,106 @@ def test_deep_reads_weights_once(catalogue: Catalogue, zoo: Path) -> None:
     )
     assert index(catalogue, [zoo], deep=True, inspect=inspect).unchanged == 9
     assert index(catalogue, [zoo]).unchanged == 9, "what is known of the weights is kept"
+
+
+class Inspected:
+    """Reads no weights, but says what they show, and which it was asked about."""
+
+    def __init__(self) -> None:
+        self.looked: list[str] = []
+
+    def __call__(self, folder: Path) -> tuple[Risk, ...]:
+        self.looked.append(folder.name)
+        return (Risk("nan", "danger", "w", "NaN"),)
+
+
+def test_a_new_card_leaves_what_is_known_of_the_weights(catalogue: Catalogue, zoo: Path, checkpoint_maker: Any) -> None:
+    inspect = Inspected()
+    index(catalogue, [zoo], deep=True, inspect=inspect)
+    (zoo / "flat" / "m2" / "README.md").write_text("A card, with a slip mended.")
+    (zoo / "flat" / "m1").rename(zoo.parent / "aside")  # a disk is gone, and comes back
+    assert index(catalogue, [zoo], inspect=inspect).gone == 1
+    (zoo.parent / "aside").rename(zoo / "flat" / "m1")
+    assert index(catalogue, [zoo], deep=True, inspect=inspect).weights_read == 0
+    assert len(inspect.looked) == catalogue.count("risk=nan severity=danger deep=yes") == 9
+    checkpoint_maker(zoo / "flat" / "m2", weights=12)
+    found = index(catalogue, [zoo], inspect=inspect)  # once deep, always deep
+    assert (found.changed, found.weights_read) == (1, 1) and inspect.looked[9:] == ["m2"]
+    assert catalogue.count("risk=nan deep=yes") == 9
+
+
+def test_lineage_of_weights_that_are_others_now_goes(catalogue: Catalogue, zoo: Path, checkpoint_maker: Any) -> None:
+    from regraft.zoo.lineage import Edge
+
+    inspect = Inspected()
+    index(catalogue, [zoo], deep=True, inspect=inspect)
+    base, *children = (str(zoo / "flat" / name) for name in ("m3", "m1", "m2"))
+    assert catalogue.add_edges([Edge(child, (base,), "finetuned", 0.0, 0.1, "") for child in children]) == 2
+    (zoo / "flat" / "m1" / "README.md").write_text("Another card.")
+    checkpoint_maker(zoo / "flat" / "m2", weights=12)
+    index(catalogue, [zoo], inspect=inspect)
+    found = catalogue.tree(base)
+    assert [(found.nodes[edge.child].path, edge.source) for edge in found.edges if edge.source == "weights"] == [
+        (children[0], "weights")
+    ]
+
+
+def test_what_could_not_be_read_is_tried_again(catalogue: Catalogue, tmp_path: Path, checkpoint_maker: Any) -> None:
+    """Permissions change no size and no time of a file."""
+    from regraft.zoo.record import read_record
+
+    checkpoint_maker(tmp_path / "zoo" / "m")
+    closed, read = True, []
+
+    def noted(folder: Path) -> Record:
+        read.append(folder.name)
+        record = read_record(folder)
+        risk = Risk("unreadable-file", "danger", "config.json", "cannot be read (Permission denied).")
+        return replace(record, model_type=None, risks=(risk,)) if closed else record
+
+    first, again = (index(catalogue, [tmp_path / "zoo"], read=noted) for _ in range(2))
+    assert (first.added, again.changed, again.unchanged) == (1, 0, 1)
+    assert len(first.unreadable) == len(again.unreadable) == 1 and "Permission denied" in again.unreadable[0].problem
+    closed = False
+    assert index(catalogue, [tmp_path / "zoo"], read=noted).changed == 1
+    assert catalogue.get("m").record.model_type == "bert" and catalogue.count("risk=unreadable-file") == 0
+    assert index(catalogue, [tmp_path / "zoo"], read=noted).unchanged == 1 and len(read) == 3
+
+
+def test_a_newer_reader_reads_again(catalogue: Catalogue, zoo: Path) -> None:
+    index(catalogue, [zoo])
+    seen = {entry.record.path: entry.first_seen for entry in catalogue.every()}
+    with catalogue.database.writing() as connection:
+        connection.execute(tables.checkpoints.update().values(reader=1))
+    assert index(catalogue, [zoo]).changed == 9 and index(catalogue, [zoo]).unchanged == 9
+    assert {entry.record.path: entry.first_seen for entry in catalogue.every()} == seen
+
+
+def test_what_trainers_leave_inside_and_weights_alone_are_found(tmp_path: Path, checkpoint_maker: Any) -> None:
+    checkpoint_maker(tmp_path / "run")
+    checkpoint_maker(tmp_path / "run" / "checkpoint-500")
+    checkpoint_maker(tmp_path / "run" / "checkpoint-best")
+    for name in ("q4/model-q4.gguf", "onnx/model.onnx", "lora/weights.safetensors", "old/pytorch_model.bin.index.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"{}")
+    checkpoint_maker(tmp_path / "many" / "one")
+    (tmp_path / "many" / "loose.safetensors").write_bytes(b"")  # where somebody keeps models is none
+    found = [Path(one).relative_to(tmp_path).as_posix() for one in walk([tmp_path], [])]
+    assert found == ["lora", "many/one", "old", "onnx", "q4", "run", "run/checkpoint-500"]
+
+
+def test_a_folder_that_is_reached_by_a_link_is_read_again_by_its_path(
+    catalogue: Catalogue, tmp_path: Path, zoo: Path
+) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "m").symlink_to(zoo / "flat" / "m0")
+    index(catalogue, [tmp_path / "links"])
+    found = index(catalogue, [tmp_path / "links" / "m"])
+    assert (found.unchanged, found.added, catalogue.count()) == (1, 0, 1)
+
+
+def test_where_a_snapshot_is_from(catalogue: Catalogue, zoo: Path) -> None:
+    index(catalogue, [zoo])
+    (entry,) = catalogue.find("source=hf:org/base").entries
+    assert (entry.record.name, entry.record.revision) == ("org/base", "a" * 40)
+    assert catalogue.count(f"revision={'a' * 40}") == 1 and catalogue.count("source=none") == 8

@@ -15,10 +15,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from regraft.errors import CatalogueError, RegraftError
-from regraft.zoo.catalogue import Catalogue, NoCatalogueError, open_catalogue, opening
+from regraft.zoo.catalogue import Catalogue, NoCatalogueError, open_catalogue, opening, rows
 from regraft.zoo.catalogue import schema as tables
 from regraft.zoo.catalogue.opening import _upgrade
 from regraft.zoo.catalogue.place import on_network, place_of
@@ -133,11 +133,26 @@ def test_an_older_one_is_brought_up_to_date_and_keeps_what_it_has(where: str, re
         old = Catalogue(opening.connect(place_of(where)), where)
     finally:
         opening.REVISIONS, opening._upgrade = before, _upgrade
-    old.put([record_maker(1)])
+    with old.database.writing() as connection:
+        for number in (1, 2):
+            record = record_maker(number)
+            connection.execute(text(
+                "INSERT INTO checkpoints (id, path_key, name_key, last_key, file_id, licence_conflict, deep, gone, indexed_at) "
+                "VALUES (:id, :path, :name, :name, 'x', false, true, false, 5.0)"
+            ), {"id": number, "path": record.path, "name": f"m{number}"})  # fmt: skip
+            connection.execute(tables.records.insert().values(rows.record_row(number, record)))
+        connection.execute(tables.edges.insert().values(
+            child_id=2, parent_id=1, parent=record_maker(1).path, parent_key="", relation="finetuned", source="weights",
+            evidence="",
+        ))  # fmt: skip
     old.close()
     with open_catalogue(where) as opened:
-        (entry,) = opened.find().entries
-        assert entry.record == record_maker(1) and opened.measurements(entry.record.path) == []
+        first, second = opened.find().entries
+        assert (
+            first.record == record_maker(1) and opened.measurements(first.record.path) == [] and first.first_seen == 5.0
+        )
+        assert opened.find("parent=m1").entries == (second,), "parents that were found from weights are terms now"
+        assert {one.reader for one in opened.known([Path("/zoo")]).values()} == {None}, "to be read again"
 
 
 def test_the_migrations_make_the_tables_of_the_schema(catalogue: Catalogue) -> None:
@@ -183,6 +198,40 @@ def test_a_reader_sees_one_state_while_another_writes(where: str, record_maker: 
             connection.execute(tables.checkpoints.update().values(gone=True))
             assert reader.count() == 1  # does not wait, and does not see what is not committed
         assert reader.count() == 0
+
+
+def test_everything_in_a_transaction_that_reads_sees_one_state(where: str, record_maker: Any) -> None:
+    """Another process commits between two of its questions."""
+    with open_catalogue(where) as writer, open_catalogue(where) as reader:
+        writer.put([record_maker(1)])
+        asked = select(func.count()).select_from(tables.checkpoints)
+        with reader.database.reading() as connection:
+            assert connection.execute(asked).scalar_one() == 1
+            writer.put([record_maker(2)])
+            assert connection.execute(asked).scalar_one() == 1
+        assert reader.count() == 2
+
+
+def test_a_file_that_is_read_without_locks_is_not_written_meanwhile(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that is only to be read SQLite cannot see that another process writes."""
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        opened = open_catalogue(file)
+    with opened:
+        assert not opened.writable and opened.count() == 3
+        other = sqlite3.connect(file)
+        other.execute("DELETE FROM checkpoints")
+        other.commit()
+        with pytest.raises(CatalogueError, match="was written by another process while it was read"):
+            opened.count()
+        other.close()
+
+
+def test_tables_of_another_program_in_a_shared_database() -> None:
+    assert opening._is_foreign({"words", "invoices"}, sqlite=False) and opening._is_foreign({"invoices"}, sqlite=True)
+    assert not opening._is_foreign({"invoices"}, sqlite=False) and not opening._is_foreign(set(), sqlite=True)
 
 
 @pytest.fixture

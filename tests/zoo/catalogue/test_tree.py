@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from regraft.errors import CatalogueError
-from regraft.zoo.catalogue import Catalogue
-from regraft.zoo.record.record import Parent, Record
+from regraft.zoo.catalogue import Catalogue, writing
+from regraft.zoo.record.record import Licence, Parent, Record
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def test_a_limit_keeps_the_nearest(catalogue: Catalogue, base: Record) -> None:
         + [named(base, f"c{n}", f"b{n}") for n in range(20)]
     )
     tree = catalogue.tree("a", limit=11)
-    assert tree.cut and len(tree.nodes) == 11 and {node.generation for node in tree.nodes} == {0, 1}
+    assert tree.cut and len(tree.nodes) == 12 and {node.generation for node in tree.nodes} == {0, 1}
+    assert catalogue.tree("a", limit=39).cut and not catalogue.tree("a", limit=40).cut, "itself does not count"
+    assert len(catalogue.tree("a", limit=40).nodes) == 41
 
 
 @pytest.mark.parametrize(
@@ -161,4 +163,53 @@ def test_unknown_and_ambiguous_names(catalogue: Catalogue, base: Record) -> None
     with pytest.raises(CatalogueError, match="Did you mean org/minilm-l6"):
         catalogue.get("minilm")
     assert catalogue.get("MiniLM-L6").record.name == "org/minilm-l6" and catalogue.get("/2").record.path == "/2"
-    assert catalogue.remove("x") == 2 and not catalogue.has("x")
+    with pytest.raises(CatalogueError, match="2 checkpoints are called 'x': /1, /2"):
+        catalogue.remove("x")
+    assert catalogue.remove("/1") == 1 and catalogue.has("x")
+    catalogue.put([named(base, "x", path="/1")])
+    assert catalogue.remove("x", several=True) == 2 and not catalogue.has("x")
+
+
+def test_an_edge_stays_while_the_parents_disk_is_away(catalogue: Catalogue, base: Record) -> None:
+    catalogue.put([named(base, "a"), named(base, "b"), named(base, "c")])
+    catalogue.add_edges([Found("b", ("a",)), Found("c", ("b",))], children=["a", "b", "c"])
+    with catalogue.database.writing() as connection:
+        writing.mark_gone(connection, [catalogue.get("a").id])
+    assert catalogue.add_edges([Found("b", ("c",))], children=["b", "c"]) == 0, "nearest of those that are there"
+    assert [(node.name, node.generation) for node in catalogue.tree("b").nodes] == [("a", -1), ("b", 0)]
+    catalogue.put([named(base, "a")])
+    catalogue.add_edges([Found("c", ("a",))], children=["a", "b", "c"])
+    assert [node.name for node in catalogue.tree("a").nodes] == ["a", "c"]
+
+
+def test_filters_see_parents_that_the_weights_show(catalogue: Catalogue, base: Record) -> None:
+    catalogue.put([named(base, "org/a"), named(base, "b", "far/away"), named(base, "c")])
+
+    def children(text: str) -> list[str]:
+        return [entry.record.name for entry in catalogue.every(text)]
+
+    assert children("parent=org/a") == [] and children("parent=none") == ["org/a", "c"]
+    catalogue.add_edges([Found("b", ("org/a",)), Found("c", ("org/a",))])
+    catalogue.put([named(base, "c")])  # read again
+    assert children("parent=a") == children("parent=org/a") == ["b", "c"] and children("parent=far/away") == ["b"]
+    assert children("parent=none") == ["org/a"] and catalogue.parents("b") == ["/zoo/org/a"]
+    catalogue.add_edges([], children=["b"])
+    assert children("parent=org/a") == ["c"] and children("parent=away") == ["b"]
+
+
+def test_filters_see_licences_that_a_parent_forbids(catalogue: Catalogue, base: Record) -> None:
+    def under(licence: str, name: str, *parents: str) -> Record:
+        return replace(named(base, name, *parents), licence=Licence(stated=licence), risks=())
+
+    catalogue.put([under("mit", "b", "a"), under("mit", "c"), under("cc-by-nc-4.0", "d", "a")])
+    assert catalogue.count("risk=licence-forbidden") == 0
+    catalogue.put([under("cc-by-nc-4.0", "a")])
+    (found,) = catalogue.find("risk=licence-forbidden severity=danger").entries
+    ((path, risk),) = catalogue.risks("danger")
+    assert found.record.name == "b" and path == "/zoo/b" and "Its parent a is under cc-by-nc-4.0" in risk.problem
+    catalogue.add_edges([Found("c", ("a",))])
+    assert catalogue.count("risk=licence-forbidden") == 2 and [path for path, _ in catalogue.risks(name="c")] == [
+        "/zoo/c"
+    ]
+    catalogue.put([under("mit", "a")])
+    assert catalogue.count("risk=licence-forbidden,none") == 4 and not list(catalogue.risks())

@@ -124,3 +124,37 @@ def test_strangers(workshop: Any, base: Path) -> None:
 def test_a_folder_that_is_not_there(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RegraftError):
         diff(base, tmp_path / "nowhere")
+
+
+def spoiled(tensors: dict[str, torch.Tensor], *names: str) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.full_like(one, float("nan")) if name in names or not names else one for name, one in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("names", [(), ("encoder.layer.1.output.dense.bias",)], ids=["all", "one vector"])
+def test_weights_that_became_nan_changed(workshop: Any, base: Path, names: tuple[str, ...]) -> None:
+    found = diff(base, workshop.written(base, f"nan-{len(names)}", lambda tensors: spoiled(tensors, *names)))
+    assert found.weights_changed and found.bump == "minor" and found.undocumented
+    assert len(found.not_finite) == (len(names) or sum(block.tensors for block in found.blocks))
+    assert any(line.startswith("Not finite: ") for line in found.words()) and "Weights: equal." not in found.words()
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_what_float32_cannot_tell_apart_differs(workshop: Any, base: Path) -> None:
+    """float64 that differs beyond float32, and 0.0 against -0.0: other bytes are other weights."""
+    wide = workshop.written(base, "wide", lambda tensors: {name: one.double() for name, one in tensors.items()})
+    name = "encoder.layer.1.output.dense.bias"
+
+    def moved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return tensors | {name: tensors[name] * (1 + 1e-12)}
+
+    found = diff(wide, workshop.written(wide, "moved", moved))
+    changed = [block for block in found.blocks if block.changed]
+    assert [(block.name, block.changed) for block in changed] == [("layer 1", 1)] and found.bump == "minor"
+    assert changed[0].relative is not None and 0 < changed[0].relative < 1e-12
+    zeros = [
+        workshop.written(base, f"zero{sign}", lambda tensors, sign=sign: tensors | {name: tensors[name] * 0.0 * sign})
+        for sign in (1, -1)
+    ]
+    assert sum(block.changed for block in diff(*zeros).blocks) == 1 and diff(*zeros).bump == "minor"

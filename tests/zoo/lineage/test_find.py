@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from regraft.checkpoint.card import licence_of, parents_of, read_card
 from regraft.merge.recipe.spec import spec_of
 from regraft.merge.run import merge
-from regraft.progress import Progress
+from regraft.progress import SILENT, Progress
 from regraft.zoo.lineage import RELATIONS, Edge, find_edges
+from regraft.zoo.lineage.model import names_parent, open_models
 
 
 def shown(edges: Iterable[Edge]) -> dict[str, tuple[frozenset[str], str]]:
@@ -208,3 +210,23 @@ def test_what_cannot_be_opened_is_said_and_left_out(workshop: Any, tmp_path: Pat
 
 def test_nothing_to_compare() -> None:
     assert find_edges([]) == []
+
+
+def test_parents_are_those_that_any_file_of_the_folder_names(workshop: Any) -> None:
+    """A snapshot of the Hub's cache is called by its repository; mergekit's recipe names parents, as cards do."""
+    base = workshop.base("bert", "models--org--base/snapshots/0123", 3)
+    child = workshop.tuned(base, "named-by-a-recipe", 4)
+    (child / "mergekit_config.yml").write_text("models:\n- model: org/base\n")
+    first, second = open_models([base, child], None, SILENT)
+    assert names_parent(second, first) and not names_parent(first, second)
+
+
+def test_a_card_that_unfolds_names_no_parent(workshop: Any, tmp_path: Path) -> None:
+    """Nine lists of nine lists each, as text: gigabytes, from one line."""
+    base = workshop.base("bert", "bomb", 5)
+    lists = "".join(f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 9)}]\n" for at in range(1, 10))
+    workshop.card(base, f"---\na0: &a0 [x]\n{lists}base_model: [*a9, org/base]\nlicense: [*a9, mit]\n---\n")
+    (found,) = open_models([base], None, SILENT)
+    assert found.stated == ()
+    card = read_card(base)
+    assert parents_of(card) == ("org/base",) and licence_of(card) == "mit"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regraft.zoo.record import Record, read_record
+from regraft.zoo.record import folder as folder_module
 from regraft.zoo.record.deep import deep_risks
 from regraft.zoo.record.risks import CODES
 
@@ -100,3 +103,59 @@ def test_random_text_in_a_card(tmp_path_factory: pytest.TempPathFactory, text: s
 def test_deep_and_odd_json(tmp_path: Path, name: str, text: str) -> None:
     write(tmp_path, name, f"---\n{text}\n---\n".encode() if name == "README.md" else text.encode())
     check(read_record(tmp_path))
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """What would take hours ends the test after a minute."""
+
+    def stop(*_: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+SIZE = 2**20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# a" + " " * SIZE + "b",
+        "# Uses\n-" + " " * SIZE + "x",
+        "# Uses\n- a" + " " * SIZE + "b",
+        "# Uses\n" + "<!--" * (SIZE // 4),
+        "# Uses\n" + "(http://" * (SIZE // 8),
+        "# Uses\n" + "(http://x" + "(a)" * (SIZE // 3),
+        "# uses\n" * (SIZE // 7),
+        "- Carbon Emitted: " + "1" * SIZE,
+        "- Hours used:" + " " * SIZE,
+        "---\n" + "- \n" * (SIZE // 3),
+    ],
+    ids=["heading", "field", "label", "comments", "links", "brackets", "headings", "number", "blanks", "metadata"],
+)
+def test_text_that_is_made_to_take_for_ever(tmp_path: Path, text: str, no_hang: None) -> None:
+    write(tmp_path, "README.md", text.encode())
+    check(read_record(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "config.json", "model.safetensors"])
+def test_more_values_than_any_file_of_a_model_has(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of empty lists takes 3 bytes each in the file, and 64 in memory."""
+    monkeypatch.setattr(folder_module, "MOST_CONTAINERS", 100_000)
+    loads = json.loads
+
+    def small_only(text: str | bytes, **more: Any) -> Any:
+        assert len(text) < 10_000, "it was read"
+        return loads(text, **more)
+
+    monkeypatch.setattr(json, "loads", small_only)
+    data = b'{"model": [' + b"[]," * 500_000 + b"[]]}"
+    write(tmp_path, name, len(data).to_bytes(8, "little") + data if name.endswith(".safetensors") else data)
+    record = read_record(tmp_path)
+    check(record)
+    assert ("too-large" in {risk.code for risk in record.risks}) == (name != "vocab.json")

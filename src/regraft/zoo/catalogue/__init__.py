@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from regraft.zoo.catalogue.catalogue import Catalogue, Entry, Page, open_catalogue
+from regraft.zoo.catalogue.catalogue import Catalogue, open_catalogue
+from regraft.zoo.catalogue.entries import Entry, Page
 from regraft.zoo.catalogue.index import Summary, index
 from regraft.zoo.catalogue.measurements import Compared, Measurement, Outcomes
 from regraft.zoo.catalogue.place import NoCatalogueError

@@ -54,6 +54,8 @@ _WORDS = {
     "tokenizer": "WordPiece, BPE, Unigram or a class",
     "tokenizer_id": "equal for equal tokenizers",
     "hardware": "of training, as the card says",
+    "source": "where it was downloaded from: hf:org/name",
+    "revision": "the commit of its source",
 }
 _SWITCHES = {
     "tied": "input and output embeddings are one",

@@ -26,6 +26,11 @@ _SQLITE = (
     ("disk i/o", "cannot be read or written: the disk reports an error.", "Check the disk and try again."),
 )  # fmt: skip
 _POSTGRES = (
+    (
+        "lock timeout",
+        "is being written by another process for too long.",
+        "Wait for it, then run the same command again.",
+    ),
     ("read-only transaction", "can be read but not written.", "Use an account that may write."),
     ("permission denied", "may not be used by this account.", "Ask for the right to create and write its tables."),
     ("does not exist", "is not whole, or is not there.", "Check the name of the database, or index the folders again."),

@@ -1,43 +1,43 @@
 """Bring a catalogue up to date with folders: what is new or changed is read, what is as it was is not.
 
-What is changed is told by `file_id` (names, sizes and times of change): no file is opened for that. Reading is done by worker
-processes; this one writes what they found, a batch in a transaction. Killed at any point, the catalogue holds whole
-checkpoints only, and the next run reads the rest.
+What is changed is told by `file_id` (names, sizes and times of change): no file is opened for that. What could not be read is
+tried again, and all is read again by a newer reader. A folder whose weights were once read (`deep`) stays so: they are read again
+when their files change, and what is known of them is kept when only others do. Reading is done by worker processes; this one
+writes what they found, a batch in a transaction. Killed at any point, the catalogue holds whole checkpoints only, and the next
+run reads the rest.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regraft import faults
 from regraft.errors import CatalogueError
 from regraft.progress import SILENT, Progress
-from regraft.zoo.catalogue import lineage, writing
-from regraft.zoo.catalogue.catalogue import Catalogue, Known
-from regraft.zoo.catalogue.text import path_key, plain
+from regraft.zoo.catalogue import entries, lineage, writing
+from regraft.zoo.catalogue.catalogue import Catalogue
+from regraft.zoo.catalogue.entries import AGAIN, Entry, Known
+from regraft.zoo.catalogue.text import path_key
 from regraft.zoo.catalogue.walk import Unreadable, walk
-from regraft.zoo.record.record import Record, Risk
+from regraft.zoo.catalogue.workers import Job, Order, Read, Reading, Risks, readings
+from regraft.zoo.record.deep import CODES, weight_files
+from regraft.zoo.record.record import READER, FileFact, Record
 
 BATCH = 64
-AT_HOME = 64  # so few are read in this process: starting others takes as long
 
-Read = Callable[[Path], Record]
 Identify = Callable[[Path], str]
-Risks = Callable[[Path], Sequence[Risk]]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of the folders; `unreadable` names folders that could not be listed or read, and why."""
+    """What became of the folders; `unreadable` names folders of which something could not be listed or read, and why.
+
+    `weights_read` counts those whose weights were read just now.
+    """
 
     added: int
     changed: int
@@ -45,6 +45,7 @@ class Summary:
     gone: int
     unreadable: tuple[Unreadable, ...]
     seconds: float
+    weights_read: int = 0
 
 
 def index(
@@ -65,7 +66,8 @@ def index(
         roots: Folders. One that is no longer there leaves what was recorded below it as gone.
         workers: Processes that read; None for one a core, at most eight.
         progress: Told how far it is.
-        deep: Read the weights as well, for risks that only they show (NaN, dead layers).
+        deep: Read the weights as well, for risks that only they show (NaN, dead layers). Of folders whose weights were read
+            before they are read again when they have changed, whether this is set or not.
         read, identify, inspect: What reads a folder, tells whether it changed, and looks at weights; `zoo.record`'s when
             None. To be found by worker processes they must be functions of a module.
 
@@ -77,11 +79,11 @@ def index(
         from regraft.zoo.record import file_id_of, read_record
 
         read, identify = read or read_record, identify or file_id_of
-    if deep and inspect is None:
+    if inspect is None:
         from regraft.zoo.record.deep import deep_risks
 
         inspect = deep_risks
-    places = [Path(root).expanduser().resolve() for root in roots]
+    places = [_place(catalogue, Path(root).expanduser()) for root in roots]
     known = catalogue.known(places)
     _check(places, known)
     troubles: list[Unreadable] = []
@@ -92,24 +94,30 @@ def index(
             continue
         seen.add(at)
         before = known.get(at)
-        same = before is not None and not before.gone and before.deep >= deep
-        if before is not None and same and _file_id(identify, folder) == before.file_id:
+        same = before is not None and not before.gone and not before.unread and before.reader == READER
+        if before is not None and same and before.deep >= deep and _file_id(identify, folder) == before.file_id:
             unchanged += 1
         else:
             todo.append(folder)
-    added = changed = 0
-    job = _Job(read, inspect if deep else None)
+    added = changed = weights_read = 0
+    orders = _orders(catalogue, todo, known, deep)
     with progress.bar("reading checkpoints", len(todo)):
-        for batch in _in_batches(_records(job, todo, workers), BATCH):
-            there = [record for record in batch if not _vanished(record)]
-            with catalogue.database.writing() as connection:
-                writing.put(connection, [(record, deep) for record in there])
-                faults.point("checkpoints written")
-            faults.point("checkpoints recorded")
-            seen -= {path_key(record.path) for record in batch} - {path_key(record.path) for record in there}
-            new = sum(path_key(record.path) not in known for record in there)
-            added, changed = added + new, changed + len(there) - new
-            troubles += [_trouble(record) for record in there if record.kind == "unreadable"]
+        for batch in _in_batches(readings(Job(read, inspect), orders, workers), BATCH):
+            there = [one for one in batch if not _vanished(one.record)]
+            held = _held(catalogue, there, known)
+            made = [_joined(one, held.get(path_key(one.record.path))) for one in there]
+            new = [one for one in made if not _as_held(one, held, known)]
+            moved = {at for one in there if one.deep and (at := path_key(one.record.path)) in known and known[at].deep}
+            if new:
+                with catalogue.database.writing() as connection:
+                    writing.put(connection, new, moved)
+                    faults.point("checkpoints written")
+                faults.point("checkpoints recorded")
+            seen -= {path_key(one.record.path) for one in batch} - {path_key(one.record.path) for one in there}
+            fresh = sum(path_key(record.path) not in known for record, _ in new)
+            added, changed, unchanged = added + fresh, changed + len(new) - fresh, unchanged + len(there) - len(new)
+            weights_read += sum(one.deep for one in there)
+            troubles += [trouble for record, _ in made if (trouble := _trouble(record)) is not None]
             progress.advance(len(batch))
     gone = _gone(catalogue, [at for at, one in known.items() if at not in seen and not one.gone], known, troubles)
     with catalogue.database.reading() as connection:
@@ -118,28 +126,13 @@ def index(
         with catalogue.database.writing() as connection:
             lineage.relink(connection)
             faults.point("parents looked up")
-    return Summary(added, changed, unchanged, gone, tuple(troubles), time.monotonic() - begun)
+    return Summary(added, changed, unchanged, gone, tuple(troubles), time.monotonic() - begun, weights_read)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a worker does with a folder."""
-
-    read: Read
-    inspect: Risks | None
-
-    def __call__(self, folder: str) -> Record:
-        try:
-            record = replace(self.read(Path(folder)), path=plain(folder))
-            if self.inspect is not None and record.kind != "unreadable":
-                record = replace(record, risks=(*record.risks, *self.inspect(Path(folder))))
-        except Exception as fault:  # one folder of thousands must not end the rest
-            problem = f"could not be read: {type(fault).__name__}: {fault}"
-            record = _nothing(Path(folder), Risk("unreadable", "warning", folder, problem))
-        return record
-
-    def all(self, folders: Sequence[str]) -> list[Record]:
-        return [self(folder) for folder in folders]
+def _place(catalogue: Catalogue, root: Path) -> Path:
+    """A root without links in its path; where the catalogue knows it by the path with them, that one."""
+    given, real = root.absolute(), root.resolve()
+    return given if given != real and path_key(str(given)) in catalogue.known([given]) else real
 
 
 def _check(places: Sequence[Path], known: Mapping[str, Known]) -> None:
@@ -156,12 +149,56 @@ def _file_id(identify: Identify, folder: str) -> str | None:
         return None
 
 
+def _orders(catalogue: Catalogue, todo: Sequence[str], known: Mapping[str, Known], deep: bool) -> list[Order]:
+    """What is to be read of each folder; of those whose weights are known, with the files that held them."""
+    numbers = {known[at].id: at for folder in todo if (at := path_key(folder)) in known and known[at].deep}
+    weights: dict[str, tuple[FileFact, ...]] = {}
+    for part in writing.parts(list(numbers)):
+        weights |= {numbers[entry.id]: weight_files(entry.record.files) for entry in _entries(catalogue, part)}
+    return [Order(folder, deep or path_key(folder) in weights, weights.get(path_key(folder))) for folder in todo]
+
+
+def _held(catalogue: Catalogue, there: Sequence[Reading], known: Mapping[str, Known]) -> dict[str, Entry]:
+    """What the catalogue holds of folders whose weights are as they were, and of those that are tried again."""
+    asked = {}
+    for one in there:
+        before = known.get(path_key(one.record.path))
+        if before is not None and (one.same or before.unread):
+            asked[before.id] = path_key(one.record.path)
+    return {asked[entry.id]: entry for entry in _entries(catalogue, list(asked))} if asked else {}
+
+
+def _entries(catalogue: Catalogue, numbers: Sequence[int]) -> list[Entry]:
+    with catalogue.database.reading() as connection:
+        return entries.entries(connection, numbers)
+
+
+def _joined(one: Reading, held: Entry | None) -> tuple[Record, bool]:
+    """The record with what is known of weights that are as they were; and whether they are known."""
+    if not one.same or held is None:
+        return one.record, one.deep
+    kept = (risk for risk in held.record.risks if risk.code in CODES)
+    return replace(one.record, risks=tuple(dict.fromkeys((*one.record.risks, *kept)))), True
+
+
+def _as_held(made: tuple[Record, bool], held: Mapping[str, Entry], known: Mapping[str, Known]) -> bool:
+    """Whether a folder that was tried again is as it was."""
+    at = path_key(made[0].path)
+    entry, before = held.get(at), known.get(at)
+    if entry is None or before is None or before.gone or before.reader != READER:
+        return False
+    return (entry.record, entry.deep) == made
+
+
 def _vanished(record: Record) -> bool:
     return record.kind == "unreadable" and not os.path.isdir(record.path)  # noqa: PTH112
 
 
-def _trouble(record: Record) -> Unreadable:
-    return Unreadable(record.path, " ".join(risk.problem for risk in record.risks) or "cannot be read")
+def _trouble(record: Record) -> Unreadable | None:
+    told = [risk for risk in record.risks if record.kind == "unreadable" or risk.code in AGAIN]
+    if not told and record.kind != "unreadable":
+        return None
+    return Unreadable(record.path, " ".join(risk.problem for risk in told) or "cannot be read")
 
 
 def _gone(
@@ -177,78 +214,12 @@ def _gone(
     return len(numbers)
 
 
-def _in_batches(found: Iterator[Record], size: int) -> Iterator[list[Record]]:
-    batch: list[Record] = []
-    for record in found:
-        batch.append(record)
+def _in_batches(found: Iterator[Reading], size: int) -> Iterator[list[Reading]]:
+    batch: list[Reading] = []
+    for one in found:
+        batch.append(one)
         if len(batch) == size:
             yield batch
             batch = []
     if batch:
         yield batch
-
-
-def _records(job: _Job, folders: Sequence[str], workers: int | None) -> Iterator[Record]:
-    """The records of folders, in their order."""
-    count = min(os.cpu_count() or 1, 8) if workers is None else workers
-    if count <= 1 or (workers is None and len(folders) <= AT_HOME):
-        yield from map(job, folders)
-        return
-    parts = [folders[start : start + BATCH] for start in range(0, len(folders), BATCH)]
-    done = 0
-    while done < len(parts):
-        try:
-            for found in _in_pool(job, parts[done:], count):
-                done += 1
-                yield from found
-        except BrokenProcessPool:  # a worker died, over memory perhaps: which folder was it?
-            yield from _one_by_one(job, parts[done])
-            done += 1
-
-
-def _in_pool(
-    job: _Job, parts: Sequence[Sequence[str]], workers: int, ahead: int | None = None
-) -> Iterator[list[Record]]:
-    """Each part's records, in order; few parts (`ahead`) are under way at once, so that little waits in memory."""
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet)
-    waiting: deque[Future[list[Record]]] = deque()
-    try:
-        for part in parts:
-            waiting.append(pool.submit(job.all, part))
-            if len(waiting) >= (ahead or 3 * workers):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _one_by_one(job: _Job, folders: Sequence[str]) -> Iterator[Record]:
-    """A part during which a worker died: one folder under way at a time, so that only the one at fault is lost.
-
-    Where no process can be started at all (a program without `if __name__ == "__main__"`), they are read here.
-    """
-    try:
-        list(_in_pool(_Job(_nothing, None), [folders[:1]], 1))
-    except BrokenProcessPool:
-        yield from map(job, folders)
-        return
-    left = list(folders)
-    while left:
-        try:
-            for found in _in_pool(job, [[folder] for folder in left], 1, ahead=1):
-                del left[0]
-                yield from found
-        except BrokenProcessPool:
-            folder = left.pop(0)
-            problem = "reading it ended the process that read it (out of memory, perhaps)"
-            yield _nothing(Path(folder), Risk("reader-died", "danger", folder, problem))
-
-
-def _nothing(folder: Path, *risks: Risk) -> Record:
-    return Record(path=plain(str(folder)), name=plain(folder.name), kind="unreadable", file_id="", risks=risks)
-
-
-def _quiet() -> None:
-    """An interrupt is for the process that started the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

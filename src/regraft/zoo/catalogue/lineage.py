@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, delete, select, text
+from sqlalchemy import Connection, delete, literal, select, text
 
-from regraft.zoo.catalogue.schema import checkpoints, edges, records, state
+from regraft.zoo.catalogue.licences import mark_forbidden
+from regraft.zoo.catalogue.schema import checkpoints, edges, records, state, terms
 from regraft.zoo.catalogue.text import key, path_key, plain
-from regraft.zoo.catalogue.writing import parts, upsert
+from regraft.zoo.catalogue.writing import name_parents, parts, upsert
 
 LIMIT = 300
 
@@ -94,13 +95,15 @@ class Tree:
 
 
 def relink(connection: Connection) -> None:
-    """Look up which checkpoint of the catalogue each named parent is, as one rule over all, whatever came first.
+    """Look up which checkpoint of the catalogue each named parent is, as one rule over all, whatever came first; and what the
+    licences of parents forbid.
 
     By path; then by full name (org/name; of several snapshots the first path counts); then by a name that only one
     checkpoint has; then by the last part of the name, where only one has it. What may mean several means none.
     """
     differs = "IS NOT" if connection.dialect.name == "sqlite" else "IS DISTINCT FROM"
     connection.execute(text(_RELINK.format(differs=differs)))
+    mark_forbidden(connection)
     connection.execute(delete(state).where(state.c.name == "relink"))
 
 
@@ -111,11 +114,25 @@ def add_edges(
 ) -> int:
     """Record lineage found from weights: (child's id, edge, (id, path) of each parent). Returns how many pairs.
 
-    What was found before for the same children, and for those that were looked at, is replaced.
+    What was found before for the same children, and for those that were looked at, is replaced. A child whose parent's folder
+    is gone keeps what it has: without that parent another one, or none, was found.
     """
     listed = list(found)
-    for part in parts(sorted({*looked_at, *(child for child, _, _ in listed)})):
+    children = {*looked_at, *(child for child, _, _ in listed)}
+    children -= _with_a_gone_parent(connection, sorted(children))
+    listed = [one for one in listed if one[0] in children]
+    for part in parts(sorted(children)):
         connection.execute(delete(edges).where(edges.c.child_id.in_(part), edges.c.source == "weights"))
+        # As the cards name them; those that the weights show are added below.
+        connection.execute(delete(terms).where(terms.c.checkpoint_id.in_(part), terms.c.kind == "parent"))
+        for name in (edges.c.parent_key, edges.c.parent_last):
+            stated = select(literal("parent"), name, edges.c.child_id).where(
+                edges.c.child_id.in_(part), edges.c.source == "stated", name.is_not(None)
+            )
+            columns = ["kind", "value", "checkpoint_id"]
+            connection.execute(
+                upsert(connection, terms).from_select(columns, stated.distinct()).on_conflict_do_nothing()
+            )
     new = {
         (child, path_key(path), edge.relation): {
             "child_id": child, "parent_id": parent, "parent": path_key(path), "parent_key": path_key(path).casefold(),
@@ -127,7 +144,19 @@ def add_edges(
     if new:
         statement = upsert(connection, edges).on_conflict_do_nothing()
         connection.execute(statement, list(new.values()))
+    name_parents(connection, sorted(children))
+    mark_forbidden(connection)
     return len(new)
+
+
+def _with_a_gone_parent(connection: Connection, children: Sequence[int]) -> set[int]:
+    """Those that have an edge from weights to a checkpoint whose folder is gone."""
+    found: set[int] = set()
+    for part in parts(children):
+        joined = select(edges.c.child_id).join(checkpoints, checkpoints.c.id == edges.c.parent_id)
+        of_gone = joined.where(edges.c.child_id.in_(part), edges.c.source == "weights", checkpoints.c.gone.is_(True))
+        found.update(connection.execute(of_gone).scalars())
+    return found
 
 
 def tree(connection: Connection, root: int | None, name: str, limit: int = LIMIT) -> Tree:
@@ -135,15 +164,16 @@ def tree(connection: Connection, root: int | None, name: str, limit: int = LIMIT
 
     `limit` bounds each direction; the nearest come first.
     """
-    up = [] if root is None else _reach(connection, [root], "up", limit + 1)
+    up: list[int] = []
+    most = limit if root is None else limit + 1  # what is reached begins with where it starts
     if root is not None:
-        down = _reach(connection, [root], "down", limit + 1)
+        up, down = (_reach(connection, [root], way, most + 1) for way in ("up", "down"))
     else:
         named = select(edges.c.child_id).where(edges.c.parent_key == key(name), edges.c.parent_id.is_(None)).distinct()
         children = list(connection.execute(named.order_by(edges.c.child_id).limit(limit + 1)).scalars())
         down = _reach(connection, children, "down", limit + 1)
-    cut = len(up) > limit or len(down) > limit
-    numbers = list(dict.fromkeys([*([] if root is None else [root]), *up[:limit], *down[:limit]]))
+    cut = len(up) > most or len(down) > most
+    numbers = list(dict.fromkeys([*up[:most], *down[:most]]))
     return _assembled(connection, root, name, numbers, cut)
 
 
@@ -221,26 +251,3 @@ def _facts(connection: Connection, numbers: Sequence[int]) -> dict[int, tuple[st
         for number, name, path, gone in connection.execute(joined.where(checkpoints.c.id.in_(part))):
             found[number] = (name, path, gone)
     return found
-
-
-def licences(connection: Connection, child: int | None = None) -> list[tuple[str, str | None, str, str]]:
-    """(child's path, its licence, parent's name, its licence) of pairs that are both in the catalogue and state different ones.
-
-    Of one child, or of all.
-    """
-    below, above = checkpoints.alias("below"), checkpoints.alias("above")
-    shown, named = records.alias("shown"), records.alias("named")
-    statement = (
-        select(shown.c.path, below.c.licence, named.c.name, above.c.licence)
-        .select_from(edges)
-        .join(below, below.c.id == edges.c.child_id)
-        .join(above, above.c.id == edges.c.parent_id)
-        .join(shown, shown.c.checkpoint_id == below.c.id)
-        .join(named, named.c.checkpoint_id == above.c.id)
-        .where(above.c.licence.is_not(None), above.c.licence.is_distinct_from(below.c.licence), below.c.gone.is_(False))
-        .distinct()
-        .order_by(shown.c.path, named.c.name)
-    )
-    if child is not None:
-        statement = statement.where(edges.c.child_id == child)
-    return [(path, own, name, licence) for path, own, name, licence in connection.execute(statement)]

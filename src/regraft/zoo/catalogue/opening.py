@@ -2,8 +2,9 @@
 
 SQLite: a write-ahead log, so that readers and one writer do not wait for each other; a second writer waits its turn (30 s).
 A write transaction takes the lock when it begins (BEGIN IMMEDIATE), so that no two find out half way. On a network file
-system, where the log does not work, an ordinary journal is used. PostgreSQL: a write transaction takes an advisory lock.
-Either way there is one writer at a time, and a transaction is whole or was not: also that of a migration.
+system, where the log does not work, an ordinary journal is used. PostgreSQL: a write transaction takes an advisory lock, and
+waits as long for it; one that reads sees a single snapshot. Either way there is one writer at a time, and a transaction is
+whole or was not: also that of a migration.
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ from sqlalchemy.pool import QueuePool
 from regraft.errors import CatalogueError
 from regraft.zoo.catalogue.in_words import Speaker
 from regraft.zoo.catalogue.place import Place, check_file, on_network
-from regraft.zoo.catalogue.schema import REVISIONS, VERSION_TABLE
+from regraft.zoo.catalogue.schema import REVISIONS, VERSION_TABLE, metadata
 
 PATIENCE_S = 30.0
 _WRITES = "regraft_writes"
 _LOCK = 0x72656772616674  # "regraft"
+_OURS = frozenset({*metadata.tables, "words"})
 
 
 class Database:
     """Connections to one catalogue; `reading` and `writing` are the only ways to use them."""
 
-    def __init__(self, engine: Engine, speaker: Speaker, writable: bool) -> None:
+    def __init__(self, engine: Engine, speaker: Speaker, writable: bool, watched: Path | None = None) -> None:
         self.engine = engine
         self.speaker = speaker
         self.writable = writable
+        self._watched = watched
+        self._state = None if watched is None else _state_of(watched)
 
     @property
     def sqlite(self) -> bool:
@@ -46,9 +50,26 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that reads: everything in it sees one state."""
-        with self.speaker.in_words(), self.engine.connect() as connection:
-            yield connection
+        """A transaction that reads: everything in it sees one state.
+
+        Raises:
+            CatalogueError: A file that is read without locks was written meanwhile.
+        """
+        try:
+            with self.speaker.in_words(), self.engine.connect() as connection:
+                if not self.sqlite:  # by default each statement of a transaction there sees another state
+                    connection.execution_options(isolation_level="REPEATABLE READ")
+                yield connection
+        except CatalogueError:
+            self._check_unchanged()  # a file that changes under its reader looks damaged
+            raise
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        if self._watched is not None and _state_of(self._watched) != self._state:
+            raise CatalogueError(
+                f"{self.speaker.shown} was written by another process while it was read.", "Run the same command again."
+            )
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -67,6 +88,7 @@ class Database:
             connection.begin(),
         ):
             if not self.sqlite:
+                connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE_S:.0f}s'"))
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             yield connection
 
@@ -80,7 +102,8 @@ def connect(place: Place, *, create: bool = True, read_only: bool = False) -> Da
     if place.path is not None:
         writable = check_file(place.path, create=create) and not read_only
         speaker = Speaker(place.shown, sqlite=True)
-        database = Database(_sqlite(place.path, writable), speaker, writable)
+        alone = not writable and _without_locks(place.path)
+        database = Database(_sqlite(place.path, writable, alone), speaker, writable, place.path if alone else None)
     else:
         speaker = Speaker(place.shown, sqlite=False, secrets=place.secrets)
         database = Database(_postgres(place, read_only), speaker, not read_only)
@@ -94,11 +117,28 @@ def connect(place: Place, *, create: bool = True, read_only: bool = False) -> Da
     return database
 
 
-def _sqlite(path: Path, writable: bool) -> Engine:
-    mode = "rwc" if writable else "ro"
+def _without_locks(path: Path) -> bool:
+    """Whether a file has to be read as if nobody wrote it: the log's index cannot be made in a folder that is only to be read.
+
+    SQLite does not look for changes then, so `Database` does.
+    """
+    return not os.access(path.parent, os.W_OK) and _state_of(path)[2] <= 0
+
+
+def _state_of(path: Path) -> tuple[int, int, int]:
+    """Size and time of the file, and the size of its log; -1 where there is none."""
     log = path.with_name(path.name + "-wal")
-    if not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size):
-        mode += "&immutable=1"  # the log's index cannot be made in a folder that is only to be read
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return -1, -1, -1
+    return status.st_size, status.st_mtime_ns, log.stat().st_size if log.exists() else -1
+
+
+def _sqlite(path: Path, writable: bool, alone: bool) -> Engine:
+    mode = "rwc" if writable else "ro"
+    if alone:
+        mode += "&immutable=1"
     uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}"
 
     def dial() -> sqlite3.Connection:
@@ -175,7 +215,7 @@ def _version(connection: Connection, database: Database) -> str | None:
     """
     names = set(inspect(connection).get_table_names())
     if VERSION_TABLE not in names:
-        if names and (database.sqlite or "checkpoints" in names):
+        if _is_foreign(names, database.sqlite):
             raise CatalogueError(
                 f"{database.speaker.shown} is the database of another program.",
                 "Give another place; this one was not changed.",
@@ -189,6 +229,11 @@ def _version(connection: Connection, database: Database) -> str | None:
             "Use the newer Regraft, or another catalogue; this one was not changed.",
         )
     return None if found is None else str(found)
+
+
+def _is_foreign(names: set[str], sqlite: bool) -> bool:
+    """Whether tables that are no catalogue's are in the way: any in a file, those of our names in a database that is shared."""
+    return bool(names) if sqlite else bool(names & _OURS)
 
 
 def _upgrade(connection: Connection, to: str = "head") -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from regraft.errors import BadReferenceError
 from regraft.zoo.catalogue import grammar
-from regraft.zoo.catalogue.catalogue import Entry, open_catalogue
+from regraft.zoo.catalogue.catalogue import open_catalogue
+from regraft.zoo.catalogue.entries import Entry
 
 
 def folder_of(name: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from regraft.zoo.catalogue.fields import terms_of
 from regraft.zoo.catalogue.text import finite, key, last_part, metric_key, path_key, plain, whole, words_of
-from regraft.zoo.record.record import Record
+from regraft.zoo.record.record import READER, Record
 
 
 def to_json(record: Record) -> str:
@@ -52,13 +52,14 @@ def _maker(kind: Any) -> Any:
 
 def checkpoint_row(record: Record, *, deep: bool) -> dict[str, Any]:
     """The row of `checkpoints`, without its id."""
+    now = time.time()
     return {
         "path_key": path_key(record.path),
         "name_key": key(record.name) or "",
         "last_key": key(last_part(record.name)) or "",
         "file_id": record.file_id,
         **{name: key(getattr(record, name)) for name in
-           ("kind", "model_type", "task", "library", "tokenizer", "tokenizer_id", "hardware")},
+           ("kind", "model_type", "task", "library", "tokenizer", "tokenizer_id", "hardware", "source", "revision")},
         "licence": key(record.licence.stated),
         **{name: whole(getattr(record, name)) for name in
            ("layers", "hidden_size", "heads", "kv_heads", "ffn_size", "vocabulary_size", "max_length", "parameters",
@@ -69,7 +70,9 @@ def checkpoint_row(record: Record, *, deep: bool) -> dict[str, Any]:
         "licence_conflict": record.licence.conflict,
         "deep": deep,
         "gone": False,
-        "indexed_at": time.time(),
+        "indexed_at": now,
+        "first_seen": now,
+        "reader": READER,
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 # Every revision of the schema, oldest first; the last is what this code reads and writes.
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 VERSION_TABLE = "regraft_version"
 
 metadata = MetaData()
@@ -39,7 +39,18 @@ _NUMBERS = (
     "layers", "hidden_size", "heads", "kv_heads", "ffn_size", "vocabulary_size", "max_length", "parameters",
     "encoder_parameters", "weight_bytes", "tensors", "label_count",
 )  # fmt: skip
-_WORDS = ("kind", "model_type", "task", "licence", "library", "tokenizer", "tokenizer_id", "hardware")
+_WORDS = (
+    "kind",
+    "model_type",
+    "task",
+    "licence",
+    "library",
+    "tokenizer",
+    "tokenizer_id",
+    "hardware",
+    "source",
+    "revision",
+)
 _FLOATS = ("completeness", "hours", "emissions_kg", "energy_kwh")
 INDEXED = ("layers", "hidden_size", "heads", "vocabulary_size", "max_length", "parameters", "weight_bytes", "label_count",
            "model_type", "task", "licence", "library", "tokenizer", "tokenizer_id", "hardware", "completeness", "hours",
@@ -67,6 +78,8 @@ checkpoints = Table(
     Column("deep", Boolean, nullable=False),
     Column("gone", Boolean, nullable=False),
     Column("indexed_at", Float(53), nullable=False),
+    Column("first_seen", Float(53)),
+    Column("reader", Integer),
     *(Index(f"checkpoints_{name}", name) for name in INDEXED),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table, delete, insert, select, update
@@ -21,11 +21,12 @@ def upsert(connection: Connection, table: Table) -> Any:
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
-def put(connection: Connection, found: Sequence[tuple[Record, bool]]) -> dict[str, int]:
+def put(connection: Connection, found: Sequence[tuple[Record, bool]], moved: Collection[str] = ()) -> dict[str, int]:
     """Record checkpoints with all that belongs to them; returns path key -> id.
 
     `found` has (record, whether its weights were read). What was recorded of the same folder is replaced; its
-    measurements and the lineage that was found from weights stay. To be run inside one transaction.
+    measurements and the lineage that was found from weights stay; the latter not of those in `moved` (path keys), whose weights
+    are others now. To be run inside one transaction.
     """
     by_path = {path_key(record.path): (record, deep) for record, deep in found}
     if not by_path:
@@ -33,10 +34,13 @@ def put(connection: Connection, found: Sequence[tuple[Record, bool]]) -> dict[st
     given = [rows.checkpoint_row(record, deep=deep) for record, deep in by_path.values()]
     statement = upsert(connection, checkpoints)
     statement = statement.on_conflict_do_update(
-        index_elements=["path_key"], set_={name: statement.excluded[name] for name in given[0] if name != "path_key"}
+        index_elements=["path_key"],
+        set_={name: statement.excluded[name] for name in given[0] if name not in ("path_key", "first_seen")},
     ).returning(checkpoints.c.path_key, checkpoints.c.id)
     ids = {row.path_key: row.id for row in connection.execute(statement, given)}
     _forget(connection, list(ids.values()))
+    for part in parts([ids[at] for at in ids if at in moved]):
+        connection.execute(delete(edges).where(edges.c.child_id.in_(part), edges.c.source == "weights"))
     numbered = [(ids[key], record) for key, (record, _) in by_path.items()]
     for table, rows_of in (
         (terms, rows.term_rows), (claims, rows.claim_rows), (risks, rows.risk_rows), (edges, rows.edge_rows),
@@ -44,10 +48,27 @@ def put(connection: Connection, found: Sequence[tuple[Record, bool]]) -> dict[st
         new = [row for number, record in numbered for row in rows_of(number, record)]
         if new:
             connection.execute(insert(table), new)
+    name_parents(connection, list(ids.values()))
     connection.execute(insert(records), [rows.record_row(number, record) for number, record in numbered])
     fulltext.put(connection, [rows.word_row(number, record) for number, record in numbered])
     ask_relink(connection)
     return ids
+
+
+def name_parents(connection: Connection, children: Sequence[int]) -> None:
+    """Let the filter `parent` find children by the names of parents that were found from their weights."""
+    for part in parts(children):
+        found = (
+            select(edges.c.child_id, checkpoints.c.name_key, checkpoints.c.last_key)
+            .join(checkpoints, checkpoints.c.id == edges.c.parent_id)
+            .where(edges.c.child_id.in_(part), edges.c.source == "weights")
+        )
+        new = {(child, name) for child, *names in connection.execute(found) for name in names if name}
+        if new:
+            statement = upsert(connection, terms).on_conflict_do_nothing()
+            connection.execute(statement, [
+                {"kind": "parent", "value": name, "checkpoint_id": child} for child, name in sorted(new)
+            ])  # fmt: skip
 
 
 def _forget(connection: Connection, numbers: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ import numpy as np
 
 from regraft.checkpoint.files import TOKENIZER_LIMIT, read_bytes, read_json
 from regraft.checkpoint.headers import TensorInfo
-from regraft.checkpoint.weights import raw_values
+from regraft.checkpoint.reading import read_raw
+from regraft.checkpoint.sampled import decoded
 from regraft.errors import CheckpointError
 from regraft.zoo.lineage.family import MATCH, fingerprint
 from regraft.zoo.lineage.model import OUTER, Model
-from regraft.zoo.lineage.sample import as_float32, roles_of, sample_of
+from regraft.zoo.lineage.sample import roles_of, sample_of
 
 CHUNK = 2**22  # elements that are read at once
 # Of config.json: who wrote it with what; no property of the model.
@@ -29,14 +31,20 @@ class BlockChange:
 
     Args:
         name: "layer 3" (of the second checkpoint; and which one of the first it was, if another), or the tensor's name.
-        relative: Length of the change over the length of the first one's weights; None where either is not there.
-        tensors, changed: How many were compared, and in how many some element differs.
+        relative: Length of the change over the length of the first one's weights, over elements that are finite in both; None
+            where either is not there.
+        tensors, changed: How many were compared, and in how many some element differs: some byte of them, where both are of one
+            number format.
+        not_finite: Tensors of the second checkpoint that hold NaN or infinite values where the first one's do not.
+        finite: Whether all values of both are.
     """
 
     name: str
     relative: float | None
     tensors: int
     changed: int
+    not_finite: tuple[str, ...] = ()
+    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,25 +109,53 @@ def _change(name: str, pairs: list[tuple[TensorInfo, TensorInfo]]) -> BlockChang
     pairs = [(one, other) for one, other in pairs if one.shape == other.shape]
     if not pairs:
         return BlockChange(name, None, 0, 0)
-    change = length = 0.0
-    changed = 0
-    for one, other in pairs:
-        moved, size = _squares(one, other)
-        change, length, changed = change + moved, length + size, changed + (moved > 0)
+    found = [_compared(one, other) for one, other in pairs]
+    change, length = (sum(getattr(one, part) for one in found) for part in ("change", "length"))
     return BlockChange(
-        name, (change / length) ** 0.5 if length else (0.0 if change == 0 else None), len(pairs), changed
-    )
+        name, _relative(change, length), len(pairs),
+        sum(one.differs for one in found),
+        tuple(other.name for (_, other), one in zip(pairs, found, strict=True) if one.broken),
+        all(one.finite for one in found),
+    )  # fmt: skip
 
 
-def _squares(one: TensorInfo, other: TensorInfo) -> tuple[float, float]:
-    mine, theirs = raw_values(one), raw_values(other)
+def _relative(change: float, length: float) -> float | None:
+    if length == 0:
+        return 0.0 if change == 0 else None
+    found = (change / length) ** 0.5
+    return found if math.isfinite(found) else None  # float64 values whose squares are too large
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Two tensors: whether an element differs, whether the second lost finite values, whether all are finite; squared lengths."""
+
+    differs: bool
+    broken: bool
+    finite: bool
+    change: float
+    length: float
+
+
+def _compared(one: TensorInfo, other: TensorInfo) -> _Compared:
+    """All elements, a part at a time, as float64: it holds every value of every format."""
     change = length = 0.0
+    differs, broken, finite = False, False, True
     for start in range(0, one.elements, CHUNK):
-        a = as_float32(mine[start : start + CHUNK], one.dtype).astype(np.float64)
-        b = as_float32(theirs[start : start + CHUNK], other.dtype).astype(np.float64)
+        mine, theirs = (read_raw(info, start, start + CHUNK) for info in (one, other))
+        a, b = decoded(mine, one.dtype), decoded(theirs, other.dtype)
+        good = np.isfinite(a) & np.isfinite(b)
+        broken = broken or bool((np.isfinite(a) & ~np.isfinite(b)).any())
+        if one.dtype == other.dtype:  # 0.0 and -0.0 are two values, and so are two NaN of other bits
+            differs = differs or mine.tobytes() != theirs.tobytes()
+        else:
+            differs = differs or not np.array_equal(a, b, equal_nan=True)
+        if not good.all():
+            finite = False
+            a, b = a[good], b[good]
         change += float(np.square(b - a).sum())
         length += float(np.square(a).sum())
-    return change, length
+    return _Compared(differs, broken, finite, change, length)
 
 
 def vocabulary_of(folder: Path) -> dict[str, int] | None:

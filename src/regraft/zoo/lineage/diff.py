@@ -9,11 +9,12 @@ metadata does. A change of weights that neither name nor card mentions is said t
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from regraft.checkpoint.ancestry import ancestry
 from regraft.checkpoint.checkpoint import Checkpoint
@@ -29,16 +30,12 @@ from regraft.zoo.lineage.changes import (
     vocabulary_of,
 )
 from regraft.zoo.lineage.kinds import kind_of
-from regraft.zoo.lineage.model import Model, model_of, names_parent
+from regraft.zoo.lineage.model import Model, model_of
+from regraft.zoo.lineage.version import bump_of, some, undocumented
 from regraft.zoo.record.read import read_record
 from regraft.zoo.record.record import Record
 
-# Keys of config.json that are the architecture; others say what heads are called, or how it was trained.
-ARCHITECTURE = re.compile(
-    r"model_type|hidden_size|n_embd|layer|heads?$|_head$|intermediate|n_inner|vocab_size|position|act|norm_type|rope|window|type_vocab"
-)
 _LABELS = frozenset({"id2label", "label2id", "num_labels", "problem_type"})
-_VERSION = re.compile(r"(?:^|[-_./])v?([0-9]+(?:\.[0-9]+)+|v[0-9]+)(?=$|[-_./])")
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,11 @@ class Diff:
         """Whether any weight that both have differs, or one has weights that the other has not."""
         return any(one.changed or one.relative is None for one in self.blocks) or bool(self.layers or any(self.heads))
 
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Tensors that hold NaN or infinite values which the first checkpoint's do not."""
+        return tuple(name for one in self.blocks for name in one.not_finite)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {**asdict(self), "config": {key: list(pair) for key, pair in self.config.items()}}
@@ -107,17 +109,21 @@ class Diff:
             )
         elif not self.weights_changed:
             found.append("Weights: equal.")
+        if self.not_finite:
+            found.append(
+                f"Not finite: {len(self.not_finite)} tensors hold NaN or infinite values now ({some(self.not_finite)})."
+            )
         if self.related is False:
             found.append(f"The two do not descend from one another (independence test: p = {self.p_value:.2g}).")
         if any(self.heads):
-            found.append(f"Heads: added {_some(self.heads[0])}; removed {_some(self.heads[1])}.")
+            found.append(f"Heads: added {some(self.heads[0])}; removed {some(self.heads[1])}.")
         if self.labels[0] != self.labels[1]:
             found.append(f"Labels: {_labels(self.labels[0])} became {_labels(self.labels[1])}.")
         if self.vocabulary is not None and (self.vocabulary.added or self.vocabulary.removed or self.vocabulary.moved):
             one = self.vocabulary
             found.append(
                 f"Vocabulary: {one.sizes[0]:,} became {one.sizes[1]:,} tokens; {len(one.added):,} added "
-                f"({_some(one.added)}), {len(one.removed):,} removed ({_some(one.removed)}), {len(one.moved):,} moved."
+                f"({some(one.added)}), {len(one.removed):,} removed ({some(one.removed)}), {len(one.moved):,} moved."
             )
         elif self.tokenizer:
             found.append("Tokenizer: text is cut in another way, with the same tokens.")
@@ -144,7 +150,8 @@ def diff(first: Checkpoint | str | os.PathLike[str], second: Checkpoint | str | 
         CheckpointError: A file is missing, damaged, or of a kind that cannot be computed here.
     """
     try:
-        return _diff(_opened(first), _opened(second))
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is said in words
+            return _diff(_opened(first), _opened(second))
     finally:
         let_go()
 
@@ -192,7 +199,8 @@ def _diff(first: _One, second: _One) -> Diff:
         if layer in mapped and (mapped[layer], role) in one.tensors
         and one.tensors[mapped[layer], role].shape == info.shape
     ]  # fmt: skip
-    kind = kind_of(pairs) if any(block.changed for block in blocks) and pairs and layers else None
+    finite = all(block.finite for block in blocks)
+    kind = kind_of(pairs) if any(block.changed for block in blocks) and pairs and layers and finite else None
     vocabulary = compare_vocabularies(vocabulary_of(first.encoder_folder), vocabulary_of(second.encoder_folder))
     ids = (first.record.tokenizer_id, second.record.tokenizer_id)
     config = config_changes(first.config, second.config)
@@ -219,8 +227,8 @@ def _diff(first: _One, second: _One) -> Diff:
         reason="",
         undocumented=(),
     )
-    bump, reason = _bump(made)
-    silent = _undocumented(made, first, second)
+    bump, reason = bump_of(made)
+    silent = undocumented(made, (first.model, first.record.name), (second.model, second.record.name))
     return Diff(**{**vars(made), "bump": bump, "reason": reason, "undocumented": silent})
 
 
@@ -256,54 +264,12 @@ def _layer_words(first: Model, second: Model, layers: Mapping[int, int] | None) 
     return found
 
 
-def _bump(found: Diff) -> tuple[str, str]:
-    reasons = []
-    architecture = [key for key in found.config if ARCHITECTURE.search(key)]
-    if found.layers or architecture:
-        reasons.append(f"the architecture changed ({_some(tuple(architecture)) if architecture else 'its layers'})")
-    words = found.vocabulary
-    if found.tokenizer or (words is not None and (words.added or words.removed or words.moved)):
-        reasons.append("the tokenizer changed")
-    if found.labels[0] != found.labels[1]:
-        reasons.append("the labels changed")
-    if reasons:
-        return "major", ", ".join(reasons)
-    if found.weights_changed:
-        return "minor", "weights changed, inputs and outputs mean the same"
-    if found.dtypes[0] != found.dtypes[1]:
-        return "minor", "the number format changed"
-    if found.config or found.licences[0] != found.licences[1]:
-        return "patch", "only metadata changed"
-    return "none", "weights, tokenizer, config and licence are the same"
-
-
-def _undocumented(found: Diff, first: _One, second: _One) -> tuple[str, ...]:
-    if not found.weights_changed:
-        return ()
-    silent = []
-    if found.related is not False and not names_parent(second.model, first.model):
-        what = "names another base_model" if second.model.stated else "names no base_model"
-        silent.append(f"weights changed, and the card of {found.second} {what}.")
-    before, after = (_VERSION.findall(one.record.name.lower()) for one in (first, second))
-    stem = [_VERSION.sub("", one.record.name.lower().split("/")[-1]) for one in (first, second)]
-    if stem[0] == stem[1] and before == after:
-        version = f"the version {before[-1]}" if before else "no version"
-        silent.append(f"weights changed under one name, with {version} in it.")
-    return tuple(silent)
-
-
 def _dtypes(model: Model) -> str:
     return ", ".join(sorted({info.dtype for info in model.tensors.values()}))
 
 
 def _labels(labels: tuple[str, ...] | None) -> str:
-    return "none" if labels is None else f"{len(labels)} ({_some(labels)})"
-
-
-def _some(names: tuple[str, ...]) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return "none" if labels is None else f"{len(labels)} ({some(labels)})"
 
 
 def _numbers(layers: list[int]) -> str:

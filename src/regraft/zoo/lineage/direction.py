@@ -62,7 +62,7 @@ def direction(pairs: Iterable[tuple[TensorInfo, TensorInfo]]) -> Direction:
     lengths, changes, products, weights = [], [], [], []
     lower = counted = 0
     for first, second in pairs:
-        rows = slice(0, max(1, math.ceil(first.shape[0] * share)))
+        rows = max(1, math.ceil(first.shape[0] * share))
         mine, theirs = (matrix_of(one, rows).astype(np.float64) for one in (first, second))
         pruned = (mine == 0) != (theirs == 0)  # what pruning takes away is no training
         mine[pruned] = theirs[pruned] = 0.0

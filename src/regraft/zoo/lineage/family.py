@@ -6,8 +6,9 @@ the sampled matrices: cut and reordered layers are found so. Distances are of sa
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -160,7 +161,7 @@ def _joined(model: Model, sample: Sample, mine: np.ndarray, family: Family, thei
     return member
 
 
-def squared_distances(family: Family, members: list[Member], slots: Iterable[int], outer: Iterable[str]) -> np.ndarray:
+def squared_distances(family: Family, members: list[Member], slots: Sequence[int], outer: Sequence[str]) -> np.ndarray:
     """float64 [n, n]: estimated squared distances of all weights in the given layers and tensors that all members have.
 
     The differences to one member are taken first, so that small changes of large weights are not lost in rounding.
@@ -172,7 +173,23 @@ def squared_distances(family: Family, members: list[Member], slots: Iterable[int
         lengths = np.diag(gram)
         total += np.maximum(lengths[:, None] + lengths[None, :] - 2 * gram, 0.0)
     np.fill_diagonal(total, 0.0)
+    # Products of equal rows may differ in their last bit, and copies are told by a distance of exactly zero.
+    same: dict[bytes, list[int]] = defaultdict(list)
+    for number, one in enumerate(members):
+        same[_bytes_of(one, slots, outer)].append(number)
+    for group in same.values():
+        total[np.ix_(group, group)] = 0.0
     return total
+
+
+def _bytes_of(member: Member, slots: Sequence[int], outer: Sequence[str]) -> bytes:
+    """A hash of the sampled bytes."""
+    digest = hashlib.sha256()
+    for slot in slots:
+        digest.update(np.ascontiguousarray(member.row(slot)).data)
+    for role in outer:
+        digest.update(np.ascontiguousarray(member.sample.outer[role]).data)
+    return digest.digest()
 
 
 def parts(family: Family, members: list[Member], slots: Iterable[int], outer: Iterable[str]) -> Iterable[np.ndarray]:

@@ -13,10 +13,11 @@ from regraft.zoo.lineage.edge import Edge
 from regraft.zoo.lineage.evidence import direction_in_words, edge_between, heads_in_words, kind_between
 from regraft.zoo.lineage.family import Family, Member, squared_distances
 from regraft.zoo.lineage.kinds import Kind
+from regraft.zoo.lineage.links import Link, Sight, is_chain, joins, lost_parent, turn_of
 from regraft.zoo.lineage.merges import find_merges, with_descendants
 from regraft.zoo.lineage.model import OUTER, names_parent
 from regraft.zoo.lineage.pairs import Pairs
-from regraft.zoo.lineage.tree import Link, Sight, forest, is_chain, joins, lost_parent, turn_of
+from regraft.zoo.lineage.tree import forest
 
 DETOUR = "nearer to another child of the parent, but in the direction of that one's change"
 

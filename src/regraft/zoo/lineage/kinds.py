@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from regraft.checkpoint.headers import TensorInfo
-from regraft.checkpoint.weights import raw_values
-from regraft.zoo.lineage.sample import as_float32, matrix_of
+from regraft.checkpoint.reading import as_float32, read_raw
+from regraft.zoo.lineage.sample import matrix_of
 
 CORNER = 256
 FIRST = 96  # a smaller corner that shows full rank cheaply
@@ -39,8 +39,8 @@ class Kind:
 def values_of(info: TensorInfo) -> np.ndarray:
     """The corner of a matrix, or the head of a vector, as float64."""
     if len(info.shape) != 2:
-        return as_float32(raw_values(info)[: CORNER * CORNER], info.dtype).astype(np.float64)
-    return matrix_of(info, slice(0, CORNER))[:, :CORNER].astype(np.float64)
+        return as_float32(read_raw(info, 0, CORNER * CORNER), info.dtype).astype(np.float64)
+    return matrix_of(info, CORNER)[:, :CORNER].astype(np.float64)
 
 
 def rounding(values: np.ndarray, dtype: str) -> np.ndarray:

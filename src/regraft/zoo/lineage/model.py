@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regraft.checkpoint.blocks import block_of, in_blocks
-from regraft.checkpoint.card import parents_of, read_card
 from regraft.checkpoint.checkpoint import Checkpoint
 from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.weights import FLOATS, open_weights
 from regraft.errors import RegraftError
 from regraft.progress import Progress
+from regraft.zoo.record.read import read_record
 
 OUTER = -1  # the "layer" of what is outside the repeated blocks
 
@@ -77,29 +77,31 @@ def open_models(
     for checkpoint in checkpoints:
         key = checkpoint.reference if isinstance(checkpoint, Checkpoint) else os.fspath(checkpoint)
         try:
-            model = _open(checkpoint, key)
+            model = _open(checkpoint, key, None if stated is None else tuple(stated.get(key, ())))
         except (RegraftError, OSError) as error:
             progress.say(f"lineage leaves out {key}: {error}")
             continue
         if model is None or not model.signature:
             progress.say(f"lineage leaves out {key}: no matrices of its own inside repeated blocks.")
             continue
-        if stated is not None:
-            model = Model(model.key, model.names, model.tensors, model.heads, tuple(stated.get(key, ())))
         found[key] = model
     return [found[key] for key in sorted(found)]
 
 
-def _open(checkpoint: Checkpoint | str | os.PathLike[str], key: str) -> Model | None:
+def _open(checkpoint: Checkpoint | str | os.PathLike[str], key: str, stated: tuple[str, ...] | None) -> Model | None:
     if isinstance(checkpoint, Checkpoint):
         if checkpoint.random is not None or checkpoint.adapter is not None:
             return None
         names = {key, checkpoint.name, str(checkpoint.folder), checkpoint.folder.name}
-        return model_of(key, frozenset(names), checkpoint.tensors, checkpoint.parents)
+        parents = checkpoint.parents if stated is None else stated
+        return model_of(key, frozenset(names), checkpoint.tensors, parents)
     folder = Path(checkpoint).expanduser()
     opened = open_weights(str(folder))
-    names = {key, str(folder.resolve()), folder.name}
-    return model_of(key, frozenset(names), opened.tensors, parents_of(read_card(folder)))
+    record = read_record(folder)
+    names = {key, str(folder.resolve()), folder.name, record.name}
+    if stated is None:
+        stated = tuple(parent.name for parent in record.parents)
+    return model_of(key, frozenset(names), opened.tensors, stated)
 
 
 def model_of(key: str, names: frozenset[str], tensors: Mapping[str, TensorInfo], stated: tuple[str, ...]) -> Model:

@@ -13,13 +13,14 @@ from functools import lru_cache
 import numpy as np
 
 from regraft.checkpoint.headers import TensorInfo
-from regraft.checkpoint.weights import raw_values
-from regraft.randomness import permutation
+from regraft.checkpoint.reading import as_float32, read_at, read_raw
+from regraft.randomness import integers, permutation
 from regraft.zoo.lineage.model import OUTER, Model
 
 TOTAL = 2**16  # elements of matrices, of a whole checkpoint
 LEAST = 256  # of each tensor
 RUN = 64  # neighbouring elements that are read together
+ORDERED = 2**20  # runs: of more, a few are drawn; to put all in order would take memory in proportion to the tensor
 
 
 @dataclass(frozen=True)
@@ -86,23 +87,25 @@ def places(role: str, shape: tuple[int, ...], count: int) -> np.ndarray:
     if elements <= count:
         return np.arange(elements)
     runs = elements // RUN
-    starts = np.sort(permutation(runs, 0, "lineage sample", role, shape)[: count // RUN]) * RUN
+    wanted = count // RUN
+    if runs <= ORDERED:
+        drawn = permutation(runs, 0, "lineage sample", role, shape)[:wanted]
+    else:  # the same ones twice are few; the first of each counts
+        drawn = np.array(
+            list(dict.fromkeys(integers(min(runs, 2**32), 2 * wanted, 0, "lineage sample", role, shape).tolist()))[
+                :wanted
+            ]
+        )
+    starts = np.sort(drawn) * RUN
     return np.asarray((starts[:, None] + np.arange(RUN)).reshape(-1))
 
 
 def values_at(info: TensorInfo, at: np.ndarray) -> np.ndarray:
     """Elements of a tensor as float32."""
-    return as_float32(raw_values(info)[at], info.dtype)
+    return as_float32(read_at(info, at), info.dtype)
 
 
-def as_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """Stored values as float32 (bfloat16 comes as uint16)."""
-    if dtype == "BF16":
-        return np.asarray((raw.astype(np.uint32) << np.uint32(16)).view(np.float32))
-    return raw.astype(np.float32)
-
-
-def matrix_of(info: TensorInfo, rows: slice = slice(None)) -> np.ndarray:
-    """Rows of a matrix as float32 [rows, columns]."""
-    raw = raw_values(info).reshape(info.shape)[rows]
-    return as_float32(np.ascontiguousarray(raw), info.dtype)
+def matrix_of(info: TensorInfo, rows: int | None = None) -> np.ndarray:
+    """The first rows of a matrix, or all, as float32 [rows, columns]."""
+    count = info.shape[0] if rows is None else min(rows, info.shape[0])
+    return as_float32(read_raw(info, 0, count * info.shape[1]).reshape(count, info.shape[1]), info.dtype)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.checkpoint.card import CARD_LIMIT
-from regraft.zoo.record.folder import Folder, clean, texts
+from regraft.zoo.record.folder import MOST_TEXT, Folder, clean, texts
 from regraft.zoo.record.record import Claim, Parent
 from regraft.zoo.record.yaml_text import YamlFault, load
 
@@ -26,8 +26,9 @@ RELATIONS = {
 }  # fmt: skip
 
 _HEAD = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$(.*)\Z", re.DOTALL | re.MULTILINE)
+# Possessive: a card is by a stranger, and nothing here may go back over what it has read.
 _FIELD = re.compile(
-    r"^[ \t]*[-*+][ \t]*\**([A-Za-z][A-Za-z0-9 /()\[\]-]{2,40}?)\**[ \t]*:[ \t]*\**[ \t]*(\S.*)$", re.MULTILINE
+    r"^[ \t]*+[-*+][ \t]*+\**+([A-Za-z][A-Za-z0-9 /()\[\]-]{2,40}?)\**+[ \t]*+:[ \t]*+\**+[ \t]*+(\S.*+)$", re.MULTILINE
 )
 _NUMBER = re.compile(r"[-+]?[0-9][0-9,]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 PLACEHOLDER = re.compile(r"\[?more information needed\]?", re.IGNORECASE)
@@ -122,7 +123,11 @@ def training_of(card: Card) -> Training:
     """
     stated = card.metadata.get("co2_eq_emissions")
     about = stated if isinstance(stated, dict) else {"emissions": stated}
-    lines = {key.strip().lower(): value for key, value in _FIELD.findall(card.text) if not PLACEHOLDER.search(value)}
+    lines = {
+        key.strip().lower(): value[:MOST_TEXT]
+        for key, value in _FIELD.findall(card.text)
+        if not PLACEHOLDER.search(value[:MOST_TEXT])
+    }
     grams = number(about.get("emissions"))
     hours = number(about.get("hours_used"))
     hours = _first_number(lines.get("hours used")) if hours is None else hours

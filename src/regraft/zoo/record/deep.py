@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,11 @@ from regraft.checkpoint.identity import BLOCK_BYTES, blocks, whole_items
 from regraft.errors import CheckpointError
 from regraft.zoo.record.folder import Folder
 from regraft.zoo.record.read import modules_of
-from regraft.zoo.record.record import Risk, Severity
+from regraft.zoo.record.record import FileFact, Risk, Severity
 from regraft.zoo.record.tensors import tensors_of
 
+# The risks that weights alone show, of `protected` as well: they hold as long as the files of weights are the same.
+CODES = frozenset({"nan", "dead-layer", "dead-rows", "duplicate-layer", "duplicate-tensor", "merge-protected"})
 # (unsigned type of the width, bits of the exponent, all bits but the sign)
 _BITS = {
     "F64": ("<u8", 0x7FF0 << 48, 2**63 - 1),
@@ -47,6 +49,12 @@ class _Seen:
     constant: bool = False
     zero_rows: int = 0
     rows: int = 0
+
+
+def weight_files(files: Iterable[FileFact]) -> tuple[FileFact, ...]:
+    """Of a folder's files those that make its weights, in a fixed order: names, sizes and times tell whether they changed."""
+    own = (".safetensors", ".safetensors.index.json", "modules.json")
+    return tuple(sorted((one for one in files if one.name.endswith(own)), key=lambda one: one.name))
 
 
 def deep_risks(folder: Path) -> tuple[Risk, ...]:

@@ -13,6 +13,8 @@ from regraft.zoo.record.listing import Listing, list_folder
 from regraft.zoo.record.record import Risk, Severity
 
 MOST_TEXT = 500  # characters of one value that is kept
+# Of JSON that is read: a tokenizer of 262,144 tokens and half a million merges takes a quarter of it; all of it takes a GB.
+MOST_CONTAINERS, MOST_VALUES = 2_000_000, 10_000_000
 
 
 class Folder:
@@ -62,7 +64,13 @@ class Folder:
         return None if data is None else self.parse(name, data)
 
     def parse(self, name: str, data: bytes) -> Any:
-        """The value of JSON text; None with a risk when it is none."""
+        """The value of JSON text; None with a risk when it is none, or one that would fill the memory."""
+        if too_many_values(data):
+            self.risk(
+                "too-large", "warning", name,
+                f"It holds more than {MOST_CONTAINERS:,} lists and objects, or {MOST_VALUES:,} values, and was not read.",
+            )  # fmt: skip
+            return None
         try:
             return json.loads(data.decode("utf-8"))
         except (ValueError, RecursionError) as error:
@@ -76,6 +84,14 @@ class Folder:
         if value is not None and not isinstance(value, dict):
             self.risk("broken-file", "danger", name, f"It holds a JSON {type(value).__name__}, expected an object.")
         return value if isinstance(value, dict) else {}
+
+
+def too_many_values(data: bytes) -> bool:
+    """Whether JSON text holds so many lists, objects or values that they would take gigabytes: `[[],[],` is 3 bytes a list in
+    the file and 64 in memory. What separates them is counted, in texts as well: nothing is read."""
+    return len(data) > MOST_CONTAINERS and (
+        data.count(b"[") + data.count(b"{") > MOST_CONTAINERS or data.count(b",") > MOST_VALUES
+    )
 
 
 def clean(value: Any) -> str | None:

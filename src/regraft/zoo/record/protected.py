@@ -28,7 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from regraft.checkpoint.headers import TensorInfo
-from regraft.checkpoint.weights import FLOATS, read_values
+from regraft.checkpoint.reading import as_float32, read_raw
+from regraft.checkpoint.weights import FLOATS
 from regraft.randomness import integers
 from regraft.zoo.record.folder import Folder
 from regraft.zoo.record.read import modules_of
@@ -36,6 +37,7 @@ from regraft.zoo.record.record import Risk
 from regraft.zoo.record.sizes import sizes_of
 from regraft.zoo.record.tensors import tensors_of
 
+CODE = "merge-protected"
 FAR = 0.3
 NEAR = 0.3
 SHARE = 0.5
@@ -88,7 +90,7 @@ def protected(folder: Path, base: Path) -> tuple[Risk, ...]:
         base: What it was fine-tuned from, of the same architecture. With any other checkpoint nothing is found.
 
     Raises:
-        CheckpointError: A file became shorter while it was read.
+        CheckpointError: A file cannot be read, or became shorter meanwhile.
     """
     moved = compare(folder, base)
     found = []
@@ -98,7 +100,7 @@ def protected(folder: Path, base: Path) -> tuple[Risk, ...]:
         if pairs and len(moved_only) >= SHARE * len(pairs):
             one = max(moved_only, key=lambda one: one.factor)
             found.append(Risk(
-                "merge-protected", "warning", one.layer,
+                CODE, "warning", one.layer,
                 f"The weights of {name} are far from the base's in {len(moved_only)} of {len(pairs)} layers "
                 f"(here by {one.factor:.0%}), what they compute is not ({one.product:.1%}): merging is made to fail.",
             ))  # fmt: skip
@@ -145,7 +147,7 @@ _ROLES = {name: role for role, names in NAMES.items() for name in names}
 
 
 def _matrix(name: str, tensor: TensorInfo) -> np.ndarray:
-    values = read_values(tensor).reshape(tensor.shape)
+    values = as_float32(read_raw(tensor), tensor.dtype).reshape(tensor.shape)
     return values.T if name in _TRANSPOSED else values
 
 

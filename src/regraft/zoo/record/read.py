@@ -96,9 +96,10 @@ def _read(folder: Folder) -> Record:
     if tokenizer_id is None and sizes.vocabulary_size is not None and tensors:
         folder.risk("missing-file", "note", f"{at}tokenizer.json", "There is no tokenizer that can be read.")
     risks.claim_risks(folder, card.name or "README.md", claims)
+    source, revision = _downloaded(folder.path)
     return Record(
         path=path_text(folder.path), name=_name(folder.path), kind="adapter" if is_adapter else "checkpoint",
-        file_id=folder.listing.file_id, files=_files(folder),
+        file_id=folder.listing.file_id, files=_files(folder), source=source, revision=revision,
         model_type=clean(config.get("model_type")), architectures=texts(config.get("architectures")),
         layers=layers, hidden_size=sizes.hidden_size, heads=sizes.heads, kv_heads=sizes.kv_heads,
         ffn_size=sizes.ffn_size, vocabulary_size=sizes.vocabulary_size,
@@ -140,10 +141,17 @@ def _files(folder: Folder) -> tuple[Any, ...]:
 
 def _name(path: Path) -> str:
     """org/name of a snapshot in a Hub cache, else the folder's own name."""
+    source, _ = _downloaded(path)
+    return source.removeprefix("hf:") if source else clean(path_text(Path(path.name or "/"))) or "unnamed"
+
+
+def _downloaded(path: Path) -> tuple[str | None, str | None]:
+    """hf:org/name and the commit, of a snapshot in a Hub cache; elsewhere nothing says them."""
     owner = path.parent.parent.name
-    if path.parent.name == "snapshots" and owner.startswith("models--"):
-        return clean(owner.removeprefix("models--").replace("--", "/", 1)) or "unnamed"
-    return clean(path_text(Path(path.name or "/"))) or "unnamed"
+    if path.parent.name != "snapshots" or not owner.startswith("models--"):
+        return None, None
+    name = clean(owner.removeprefix("models--").replace("--", "/", 1))
+    return (f"hf:{name}" if name else None), clean(path_text(Path(path.name)))
 
 
 def _is_checkpoint(folder: Folder, config: str) -> bool:

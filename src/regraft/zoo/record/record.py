@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+# Of what `read_record` makes of a folder: raised when that changes, so that catalogues read what they hold again.
+READER = 2
+
 Kind = Literal["checkpoint", "adapter", "unreadable"]
 Severity = Literal["danger", "warning", "note"]
 
@@ -94,6 +97,7 @@ class Record:
         task: The pipeline that the card names, or that the architecture implies.
         languages, tags, datasets: Of the card.
         licence: See `Licence`.
+        source, revision: Where it was downloaded from (hf:org/name), and which commit of it.
         parents: Named by the card, adapter config, merge record, or provenance of ours.
         claims: Results that the card states.
         hardware, hours, emissions_kg, energy_kwh: Of training, as the card states (co2_eq_emissions and the like).
@@ -133,6 +137,8 @@ class Record:
     datasets: tuple[str, ...] = ()
     licence: Licence = field(default_factory=Licence)
     parents: tuple[Parent, ...] = ()
+    source: str | None = None
+    revision: str | None = None
     claims: tuple[Claim, ...] = ()
     hardware: str | None = None
     hours: float | None = None

@@ -17,10 +17,13 @@ Parents are no field: a model from scratch has none, and could never be complete
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 FEWEST_WORDS = 5
+MOST_HEADINGS = 10_000
+LONGEST_TITLE = 200  # characters of a heading that are looked at
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,10 @@ _BOILERPLATE = (
     "this is the model card of a 🤗 transformers model that has been pushed on the hub",
     "this model card has been automatically generated",
 )
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_LINK = re.compile(r"\(https?://[^)\s]*\)")
-# "- **Hardware Type:**": a label with nothing after it, once placeholders are gone.
-_EMPTY_FIELD = re.compile(r"^[ \t]*[-*+][ \t]*\**[^:*\n]{1,60}:?\**:?[ \t\]\[.]*$", re.MULTILINE)
+# Cards are by strangers: no expression here can be made to go back over what it has read.
+# A link may have one pair of brackets inside.
+_LINK = re.compile(r"\(https?://(?:[^()\s]++|\([^()\s]*+\))*+\)")
 _FENCE = re.compile(r"^[ \t]*(```|~~~)")
-_HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
 _BOLD = re.compile(r"^ {0,3}\*\*([^*]{3,60}?):?\*\*:?[ \t]*$")
 _WORD = re.compile(r"\w+")
 
@@ -70,18 +71,14 @@ _WORD = re.compile(r"\w+")
 def sections_of(text: str) -> tuple[str, ...]:
     """The names of the sections that a card's text has, in the order of `SECTIONS`."""
     found: set[str] = set()
-    parts = _parts(text)
-    for at, (level, title, _) in enumerate(parts):
+    parts = list(_parts(text))
+    for at, (level, title, own) in enumerate(parts):
         names = _named(title)
         if not names or names <= found:
             continue
-        words = 0
-        for other, (below, _, own) in enumerate(parts[at:]):
-            if other and below <= level:
-                break
-            words += own
-            if words >= FEWEST_WORDS:
-                break
+        words, other = own, at + 1
+        while words < FEWEST_WORDS and other < len(parts) and parts[other][0] > level:
+            words, other = words + parts[other][2], other + 1
         if words >= FEWEST_WORDS:
             found |= names
     return tuple(section.name for section in SECTIONS if section.name in found)
@@ -92,30 +89,71 @@ def completeness(sections: Collection[str], filled: Collection[str]) -> float:
     return sum(name in sections or name in filled for name in FIELDS) / len(FIELDS)
 
 
-def _parts(text: str) -> list[tuple[int, str, int]]:
-    """(level, heading, words of its own) of every part; a line that is wholly bold is a heading below all others."""
-    parts: list[tuple[int, str, list[str]]] = []
-    fenced = False
-    for line in _COMMENT.sub(" ", text).splitlines():
-        if _FENCE.match(line):
-            fenced = not fenced
+def _parts(text: str) -> Iterator[tuple[int, str, int]]:
+    """(level, heading, words of its own, `FEWEST_WORDS` at most) of every part; a line that is wholly bold is a heading below
+    all others."""
+    level, title, lines = 0, "", list[str]()
+    headings, fenced = 0, False
+    for line in _without_comments(text).splitlines():
+        if not line or _FENCE.match(line):
+            fenced = fenced != bool(line)
             continue
-        match = None if fenced else _HEADING.match(line)
-        bold = None if fenced or match else _BOLD.match(line)
-        if match:
-            parts.append((len(match[1]), match[2], []))
-        elif bold:
-            parts.append((7, bold[1], []))
-        elif parts:
-            parts[-1][2].append(line)
-    return [(level, title, _words("\n".join(lines))) for level, title, lines in parts]
+        heading = None if fenced else _heading(line)
+        if heading is None:
+            lines.append(line)
+            continue
+        if headings:
+            yield level, title, _words("\n".join(lines))
+        headings += 1
+        if headings > MOST_HEADINGS:
+            return
+        (level, title), lines = heading, []
+    if headings:
+        yield level, title, _words("\n".join(lines))
+
+
+def _heading(line: str) -> tuple[int, str] | None:
+    """Level and words of a line that is a heading: `## Uses ##`, or `**Uses:**`."""
+    body = line.lstrip(" ")
+    if len(line) - len(body) > 3:
+        return None
+    title = body.lstrip("#")
+    level = len(body) - len(title)
+    if 1 <= level <= 6 and title[:1] in (" ", "\t"):
+        return level, title.strip(" \t").rstrip("#").rstrip(" \t")[:LONGEST_TITLE]
+    bold = _BOLD.match(line)
+    return None if bold is None else (7, bold[1])
+
+
+def _without_comments(text: str) -> str:
+    kept, at = [], 0
+    while (start := text.find("<!--", at)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
+        kept.append(text[at:start])
+        at = end + 3
+    return " ".join([*kept, text[at:]])
 
 
 def _words(text: str) -> int:
+    """How many words a text has, up to `FEWEST_WORDS`."""
     text = _LINK.sub(" ", text.lower())
     for sentence in _BOILERPLATE:
         text = text.replace(sentence, " ")
-    return len(_WORD.findall(_EMPTY_FIELD.sub(" ", text)))
+    words = 0
+    for line in text.split("\n"):
+        if not _is_empty_field(line):
+            words += sum(1 for _ in islice(_WORD.finditer(line), FEWEST_WORDS))
+        if words >= FEWEST_WORDS:
+            break
+    return min(words, FEWEST_WORDS)
+
+
+def _is_empty_field(line: str) -> bool:
+    """Whether a line is a label with nothing after it, such as `- **Hardware Type:** [ ]`, once placeholders are gone."""
+    text = line.strip(" \t")
+    if not text.startswith(("-", "*", "+")):
+        return False
+    label = text[1:].rstrip(" \t[].").lstrip(" \t").lstrip("*").removesuffix(":").rstrip("*").removesuffix(":")
+    return len(label) <= 60 and ":" not in label and "*" not in label
 
 
 def _named(title: str) -> set[str]:

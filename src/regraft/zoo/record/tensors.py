@@ -12,7 +12,7 @@ from regraft.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from regraft.checkpoint.files import read_json_object
 from regraft.checkpoint.headers import HEADER_LIMIT, INDEX, SINGLE, TensorInfo, read_header, read_tensors
 from regraft.errors import CheckpointError, UnsafeCheckpointError
-from regraft.zoo.record.folder import Folder
+from regraft.zoo.record.folder import Folder, too_many_values
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
@@ -67,6 +67,9 @@ def tensors_of(folder: Folder, encoder: str, modules: list[tuple[str, str]]) -> 
 def _read(folder: Folder, at: str, name: str) -> dict[str, TensorInfo]:
     place = folder.path / at
     try:
+        if (huge := _bomb(folder, at, name)) is not None:
+            folder.risk("too-large", "warning", huge, "Its header would take gigabytes of memory, and was not read.")
+            return {}
         if name != INDEX:
             return read_header(place / name)
         if any(link.startswith(at) and link.endswith(".safetensors") for link in folder.listing.links_out):
@@ -86,6 +89,23 @@ def _read(folder: Folder, at: str, name: str) -> dict[str, TensorInfo]:
     except (OSError, ValueError) as error:
         folder.risk("unreadable-file", "danger", f"{at}{name}", str(error))
     return {}
+
+
+def _bomb(folder: Folder, at: str, name: str) -> str | None:
+    """The first file whose header holds more values than any model's; None where all can be read."""
+    names = [f"{at}{name}"]
+    if name == INDEX:
+        names += [one for one in folder.names(at.rstrip("/")) if one.endswith(".safetensors")]
+    for one in names:
+        if folder.listing.files[one].bytes < 2**20:
+            continue
+        with (folder.path / one).open("rb") as file:
+            first = b"" if one.endswith(".json") else file.read(8)
+            length = int.from_bytes(first, "little") if first else HEADER_LIMIT
+            # A header that is too long is refused where it is read.
+            if 2**20 < length <= HEADER_LIMIT and too_many_values(file.read(length)):
+                return one
+    return None
 
 
 def _missing_shards(place: Path) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 from regraft.checkpoint.files import TOKENIZER_LIMIT
 from regraft.checkpoint.identity import canonical, function_of_tokenizer_config, sha256
 from regraft.checkpoint.safety import TOKENIZER_FILES
-from regraft.zoo.record.folder import Folder, clean
+from regraft.zoo.record.folder import Folder, clean, too_many_values
 
 WHOLE = "tokenizer.json"
 KINDS = {
@@ -134,7 +134,7 @@ def _content(kind: str, data: bytes) -> str:
         if kind == "merges":
             lines = [line for line in lines if not line.startswith(b"#version")]
         data = b"\n".join(lines)
-    elif kind in ("vocabulary", "added"):
+    elif kind in ("vocabulary", "added") and not too_many_values(data):
         with suppress(ValueError, RecursionError):  # as bytes, then
             data = canonical(json.loads(data)).encode("utf-8", "surrogatepass")
     return hashlib.sha256(data).hexdigest()
