@@ -4,6 +4,7 @@
     |-- CheckpointError              a checkpoint cannot be used (file, fault, remedy)
     |   |-- UnsafeCheckpointError    it would have to run code, read a pickle, or leave its folder
     |   `-- NonFiniteError           its weights, or what it computes, are NaN or infinite
+    |-- AnatomyError                 an anatomy that cannot be read, or does not fit the checkpoint or the change
     |-- BadReferenceError             a reference cannot be read or found
     |   `-- HubError                 the Hub says no, or cannot be reached
     |-- CatalogueError               a catalogue that cannot be read or written, or a filter that it does not know
@@ -51,6 +52,10 @@ class UnsafeCheckpointError(CheckpointError):
 
 class NonFiniteError(CheckpointError):
     """NaN or infinite values in weights or in what the model computes."""
+
+
+class AnatomyError(RegraftError):
+    """An anatomy file with a fault, a checkpoint that does not fit its anatomy, or a change that its class cannot say."""
 
 
 class BadReferenceError(RegraftError):

@@ -12,6 +12,7 @@ import typer
 
 from regraft.cli import begun
 from regraft.cli import options as opt
+from regraft.cli.anatomy import app as anatomy_app
 from regraft.cli.listing import methods, store_app, task_app
 from regraft.cli.merge import merge
 from regraft.cli.rank import rank
@@ -32,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(zoo_app, name="zoo")
+app.add_typer(anatomy_app, name="anatomy")
 app.add_typer(task_app, name="task")
 app.add_typer(store_app, name="store")
 

@@ -1,0 +1,124 @@
+"""The declared symmetry of every free axis: permuted, each layer and head in its own way, and nothing changes.
+
+The oracle is the stock class. Layouts that are wrong pass the shape check, and must fail here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from regraft.anatomy import check_anatomy, load, open_bound, parse, read
+from regraft.anatomy.check import Shuffle
+from regraft.anatomy.tiny import outputs
+
+
+def free(stock) -> list[str]:  # type: ignore[no-untyped-def]
+    axes = stock.opened.binding.anatomy.axes
+    return [axis for axis in axes if axes[axis].order == "free" and axis in stock.opened.binding.carried]
+
+
+def test_a_permutation_of_all_free_axes_changes_nothing(name, stock, apart, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model = stock(name)
+    binding = model.opened.binding
+    choices = {axis: Shuffle(binding, axis, 3) for axis in free(model)}
+    changed = model.changed(choices, tmp_path / "out")
+    before, after = model.outputs(), outputs(changed)
+    for key, axis in (("last_hidden_state", "hidden"), ("pooler_output", "pool")):
+        if key in before:  # a base model's outputs are permuted themselves
+            before[key] = before[key][..., torch.tensor(choices[axis]({}))]
+    assert apart(before, after) <= 1e-10
+    assert max(float(one.std()) for one in before.values()) > 0.02  # outputs that would show a difference
+    moved = sum(
+        not torch.equal(one, two) for one, two in zip(model.model.parameters(), changed.parameters(), strict=True)
+    )
+    assert moved > len(binding.tensors) / 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen3"])
+def test_the_check_passes_every_axis(kind: str, stock) -> None:  # type: ignore[no-untyped-def]
+    model = stock(kind)
+    claims = {one.subject: one for one in check_anatomy(model.opened)}
+    for axis in free(model):
+        assert claims[axis].outcome == "pass", claims[axis]
+        assert claims[axis].difference is not None and claims[axis].difference <= 1e-10
+    assert claims["layer"].outcome == claims["vocab"].outcome == "stated"
+    assert {one.outcome for one in claims.values()} == {"pass", "stated"}
+
+
+WRONG = {
+    "gpt2 interleaved": ("gpt2", "heads*qk + heads*qk + heads*v", "heads*(qk + qk + v)"),
+    "gpt_neox in blocks": ("gpt_neox", "heads*(2*rot + nope + 2*rot + nope + v)",
+                           "heads*(2*rot + nope) + heads*(2*rot + nope) + heads*v"),
+    "llama groups": ("llama", "kv*group*", "group*kv*"),
+    "llama pairs": ("llama", "per: [layer, kv], order: fixed}", "per: [layer, kv]}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_layout_passes_the_shapes_and_fails_the_check(case: str, stock, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    kind, right, wrong = WRONG[case]
+    model = stock(kind)
+    text = Path(__file__).parents[2] / "src/regraft/anatomy/architectures" / f"{kind}.yaml"
+    content = text.read_text(encoding="utf-8")
+    assert right in content
+    (tmp_path / "wrong.yaml").write_text(content.replace(right, wrong), encoding="utf-8")
+    claims = check_anatomy(open_bound(str(model.folder), read(tmp_path / "wrong.yaml")))
+    assert claims[1].subject == "shapes" and claims[1].outcome == "pass"
+    failed = [one for one in claims if one.outcome == "fail"]
+    assert failed and max(one.difference or 0 for one in failed) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "llama", "t5", "vit"])
+def test_a_large_checkpoint_is_checked_on_a_small_model(kind: str, stock, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from regraft.anatomy import tiny
+
+    monkeypatch.setattr(tiny, "SMALL", 0)
+    claims = check_anatomy(stock(kind).opened)
+    assert {one.outcome for one in claims} == {"pass", "stated"}, [one for one in claims if one.outcome == "fail"]
+
+
+def test_shapes_of_full_size_models_bind() -> None:
+    import transformers
+
+    from regraft.anatomy import Settings, bind
+    from regraft.checkpoint.quiet import quiet
+
+    for kind, config in (
+        (
+            "LlamaForCausalLM",
+            {"num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "num_hidden_layers": 2},
+        ),
+        (
+            "GPTNeoXForCausalLM",
+            {"num_hidden_layers": 2, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
+        ),
+        ("GPT2LMHeadModel", {"n_layer": 2}),
+        ("BertForPreTraining", {"num_hidden_layers": 2}),
+    ):
+        with quiet(), torch.device("meta"):
+            cls = getattr(transformers, kind)
+            model = cls(cls.config_class(**config))
+        raw = {**model.config.to_dict(), "architectures": [kind]}
+        shapes = {name: tuple(one.shape) for name, one in model.state_dict().items()}
+        binding = bind(load(raw["model_type"]), Settings(raw), shapes)
+        assert not binding.unread and set(binding.tensors) | set(binding.ignored) == set(shapes)
+
+
+def test_an_axis_that_the_user_gets_wrong_is_named(stock) -> None:  # type: ignore[no-untyped-def]
+    text = """\
+model_type: gpt2
+axes: {hidden: n_embd}
+body: {wte.weight: vocab -> hidden}
+"""
+    with pytest.raises(Exception, match=r"mine.yaml, line 3: the axis 'vocab' in wte.weight"):
+        parse(text, "mine.yaml")
+
+
+def test_shuffles_differ_between_layers(stock) -> None:  # type: ignore[no-untyped-def]
+    shuffle = Shuffle(stock("llama").opened.binding, "ffn")
+    assert not np.array_equal(shuffle({"layer": 0}), shuffle({"layer": 1}))
+    assert sorted(shuffle({"layer": 0}).tolist()) == list(range(20))
