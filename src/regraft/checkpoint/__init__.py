@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from regraft.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from regraft.checkpoint.checkpoint import Checkpoint
 from regraft.checkpoint.headers import TensorInfo
+from regraft.checkpoint.opening import open_checkpoint
 
 if TYPE_CHECKING:
     from regraft.checkpoint.load import load_encoder, load_sequence_classifier, load_tokenizer, max_length

@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from regraft.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from regraft.checkpoint.checkpoint import Checkpoint
 from regraft.checkpoint.classifier import Classifier, StockClassifier, TextClassifier
 from regraft.checkpoint.files import read_json_object
+from regraft.checkpoint.opening import open_checkpoint
 from regraft.checkpoint.quiet import quiet
 from regraft.errors import CheckpointError
 

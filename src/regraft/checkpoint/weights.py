@@ -13,8 +13,8 @@ import numpy as np
 
 from regraft.checkpoint import blocks, identity, reference, safety
 from regraft.checkpoint.adapter import Adapter, open_adapter
-from regraft.checkpoint.checkpoint import read_all_tensors, read_config
 from regraft.checkpoint.headers import TensorInfo
+from regraft.checkpoint.opening import read_all_tensors, read_config
 from regraft.errors import BadReferenceError, CheckpointError
 
 FLOATS = ("F64", "F32", "F16", "BF16")

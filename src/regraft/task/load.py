@@ -211,7 +211,9 @@ def _finish(reference: str, name: str, metric: str, splits: Mapping[str, list[Ex
         shown = len({e.label for e in splits[split]})
         if len(splits[split]) < FEW_ROWS or shown < len(label_names) / 2:
             count = clean.count_of(len(splits[split]), "row")
-            notes.append(f"{split}: {count}, of {shown} of {len(label_names)} classes: figures on so little say little.")
+            notes.append(
+                f"{split}: {count}, of {shown} of {len(label_names)} classes: figures on so little say little."
+            )
     number = {label: i for i, label in enumerate(label_names)}
     made: dict[str, Split] = {}
     digests: list[list[bytes]] = []
