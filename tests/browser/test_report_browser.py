@@ -19,6 +19,7 @@ NAMES = (
     "baseline_beats_family",
     "one_member",
     "many",
+    "predicted",
     "nulls",
     "nothing",
 )
