@@ -2,9 +2,9 @@
 
     python benchmarks/budget.py --data FOLDER
 
-For 30, 60 and 120 s, and for 600 s on banking77: the wall time of `regraft reuse` beyond its budget (target: at most 5 % or 5 s, whichever is
-more), and its peak anonymous memory above what the imports take (target: under 1.5 GiB), sampled every 50 ms from
-/proc/PID/status (Linux). Then `regraft --help`, median of seven (target: under 0.5 s).
+For 30, 60 and 120 s, and for 600 s on banking77: the wall time of `regraft reuse` beyond its budget (target: at most 5 %
+or 5 s, whichever is more), and its peak anonymous memory above what the imports take (target: under 1.5 GiB), sampled every
+50 ms from /proc/PID/status (Linux). Then `regraft --help`, median of seven (target: under 0.5 s).
 """
 
 from __future__ import annotations
