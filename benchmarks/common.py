@@ -94,8 +94,10 @@ class Finished:
 def environment(**more: str) -> dict[str, str]:
     """The environment of a measured process: a fixed number of threads, no network, no stray output."""
     fixed = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    # Like an installation: what Python compiles is kept, whatever the shell says.
+    kept = {"PYTHONDONTWRITEBYTECODE": ""}
     quiet = {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return {**os.environ, **fixed, **quiet, **more}
+    return {**os.environ, **fixed, **kept, **quiet, **more}
 
 
 def run(command: Sequence[str], limit_s: float, cwd: Path = HERE, **more: str) -> Finished:

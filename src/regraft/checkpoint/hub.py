@@ -68,6 +68,24 @@ def snapshot(name: str, deadline: Deadline | None = None) -> Path:
         raise HubError(f"hf:{name} could not be downloaded ({why}).", "Check network and free disk space.") from None
 
 
+def cached(name: str) -> Path | None:
+    """The folder of `org/name[@revision]` in the Hub's cache on this machine; None where it is not. Nothing is downloaded."""
+    import huggingface_hub
+
+    repository, _, revision = name.partition("@")
+    with suppress(Exception):  # absent, half there, no name: in any of the ways that the client says it
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=ALLOWED,
+                ignore_patterns=IGNORED,
+                local_files_only=True,
+            )
+        )
+    return None
+
+
 def _fetch(repository: str, revision: str | None) -> Path:
     """Every file that is allowed, one by one: unlike `snapshot_download`, no request of this waits without end."""
     import huggingface_hub

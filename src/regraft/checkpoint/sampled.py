@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,12 @@ from regraft.checkpoint.weights import FLOATS, Weights, raw_values
 from regraft.randomness import integers
 
 RUN = 256  # consecutive elements of each tensor
+_SCANNED = 2**18  # elements that are looked at together
+# What holds the bits of a stored number, and the magnitude of its infinity: every NaN is above it.
+_INFINITY: dict[str, tuple[Any, int]] = {
+    "BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000),
+    "F64": (np.uint64, 0x7FF0000000000000),
+}  # fmt: skip
 _TIMED = 2**18  # elements that are decoded to see how fast that is
 
 
@@ -41,6 +48,18 @@ def not_finite(tensors: Mapping[str, TensorInfo]) -> list[str]:
         name for name, tensor in tensors.items()
         if tensor.dtype in FLOATS and not np.isfinite(decoded(run_of(tensor), tensor.dtype)).all()
     ]  # fmt: skip
+
+
+def finite_throughout(tensor: TensorInfo) -> bool:
+    """Whether no value of a floating-point tensor is NaN or infinite: all of it is read, about 6 GB/s from memory."""
+    kind, infinity = _INFINITY[tensor.dtype]
+    words = raw_values(tensor).view(kind)
+    magnitudes, mask = np.empty(min(words.size, _SCANNED), kind), kind(np.iinfo(kind).max >> 1)
+    for start in range(0, words.size, _SCANNED):
+        part = words[start : start + _SCANNED]
+        if np.bitwise_and(part, mask, out=magnitudes[: part.size]).max() >= infinity:
+            return False
+    return True
 
 
 def seem_equal(first: Weights, second: Weights) -> bool:

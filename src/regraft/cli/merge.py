@@ -41,6 +41,13 @@ def merge(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--allow", help="Let one kind of refusal pass, by the word in its message; may be given again."),
     ] = None,
+    check_values: Annotated[
+        bool,
+        typer.Option(
+            "--check-values",
+            help="Look at every weight for NaN before anything is written. Of 256 MiB of inputs or less all are anyway.",
+        ),
+    ] = False,
     search: Annotated[
         bool, typer.Option("--search", help="Try methods and coefficients on --task within --budget; write the best.")
     ] = False,
@@ -65,8 +72,9 @@ def merge(
     """
     if out is None and not dry_run:
         raise typer.BadParameter("give the folder that is made, or --dry-run.", param_hint="'-o'")
-    if search and dry_run:
-        raise typer.BadParameter("looks at one merge; leave it out, or leave --search out.", param_hint="'--dry-run'")
+    for alone, name in ((dry_run, "--dry-run"), (check_values, "--check-values")):
+        if search and alone:
+            raise typer.BadParameter("looks at one merge; leave it out, or leave --search out.", param_hint=f"'{name}'")
     for value, name in ((task, "--task"), (budget, "--budget"), (held_out, "--held-out")):
         if search and not value and name != "--held-out":
             raise typer.BadParameter("is needed with --search.", param_hint=f"'{name}'")
@@ -102,7 +110,9 @@ def merge(
         from regraft.merge.inputs import open_inputs
 
         ordered, opened = open_inputs(spec)
-        seen = preflight_of(ordered, opened, out=out, max_memory=limit, workers=workers, allow=allow or ())
+        seen = preflight_of(
+            ordered, opened, out=out, max_memory=limit, workers=workers, allow=allow or (), check_values=check_values
+        )
         if json:
             show.as_json(seen.to_json())
         else:
@@ -112,12 +122,18 @@ def merge(
         return
     from regraft.merge.run import merge as run
 
-    found = run(spec, out, max_memory=limit, workers=workers, allow=allow or (), progress=show.Terminal())
+    found = run(
+        spec, out, max_memory=limit, workers=workers, allow=allow or (), check_values=check_values,
+        progress=show.Terminal(),
+    )  # fmt: skip
     if json:
         show.as_json(found.to_json())
         return
     for one in found.preflight.findings:
-        typer.echo(f"{'allowed' if one.allowed else one.severity}: {one.problem}")
+        if one.severity == "warning":
+            typer.secho(f"WARNING: {one.problem} {one.advice}".rstrip(), fg="yellow", bold=True, err=True)
+        else:
+            typer.echo(f"{'allowed' if one.allowed else one.severity}: {one.problem}")
     copied = f", copied {found.copied}" if found.copied else ""
     seconds = sum(found.seconds.values())
     typer.echo(f"Merged {found.merged} tensors with {found.method}{copied}, {seconds:.1f} s.")

@@ -29,7 +29,7 @@ _HOMES = {
 
 def preflight(
     spec: Spec, *, out: str | os.PathLike[str] | None = None, max_memory: int | None = None, workers: int | None = None,
-    allow: Sequence[str] = (),
+    allow: Sequence[str] = (), check_values: bool = False,
 ) -> Preflight:  # fmt: skip
     """Everything that can be known of a merge before a byte is written (see `regraft.merge.checks.preflight`)."""
     from regraft.merge.checks.preflight import preflight_of
@@ -38,7 +38,9 @@ def preflight(
 
     ordered, opened = open_inputs(spec)
     target, limit = None if out is None else Path(out), MAX_MEMORY if max_memory is None else max_memory
-    return preflight_of(ordered, opened, out=target, max_memory=limit, workers=workers, allow=allow)
+    return preflight_of(
+        ordered, opened, out=target, max_memory=limit, workers=workers, allow=allow, check_values=check_values
+    )
 
 
 def _merge_with(
@@ -52,6 +54,7 @@ def _merge_with(
     max_memory: int | None = None,
     workers: int | None = None,
     allow: Sequence[str] = (),
+    check_values: bool = False,
     **options: Any,
 ) -> MergeResult:
     """Merge checkpoints with one method; the options are the method's own (`regraft methods merge`), and `weight`.
@@ -63,7 +66,7 @@ def _merge_with(
         out: The folder that is made; `merged/<method>-<hash of the recipe>` when None.
         output: Number format, tokenizer, checkpoint or LoRA.
         seed: Of everything random.
-        max_memory, workers, allow: See `regraft.merge.run.merge`.
+        max_memory, workers, allow, check_values: See `regraft.merge.run.merge`.
     """
     from regraft.merge.recipe.spec import spec_of
     from regraft.merge.run import MAX_MEMORY, merge
@@ -72,7 +75,7 @@ def _merge_with(
     spec = spec_of(method, inputs, base, output=output, seed=seed, **options)
     target = Path(out) if out is not None else Path("merged") / f"{method}-{key_of('merge', **spec.as_dict())[:8]}"
     limit = MAX_MEMORY if max_memory is None else max_memory
-    return merge(spec, target, max_memory=limit, workers=workers, allow=allow)
+    return merge(spec, target, max_memory=limit, workers=workers, allow=allow, check_values=check_values)
 
 
 def __getattr__(name: str) -> Any:

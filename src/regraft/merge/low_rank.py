@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.merge import flops
 from regraft.randomness import raw_bits
 
 Floats = NDArray[np.float64]
@@ -84,6 +85,42 @@ def gram_bytes(shape: tuple[int, ...], inputs: int = 1) -> int:
     small = min(rows, columns * inputs)
     joined = 16 * rows * columns * inputs if rows > columns * inputs else 0
     return 4 * inputs * rows * columns + 32 * small * small + 16 * _BLOCK * max(rows, columns) + joined
+
+
+def leading_flops(shape: tuple[int, ...], rank: int, low: int | None = None) -> float:
+    """What `leading` takes, as `regraft.merge.flops` counts; `low` is a rank that the matrix is known not to exceed.
+
+    A projection of both sides, its basis, and of what it holds the decomposition; or, where it was not worth it or did not hold
+    everything, the smaller Gram matrix, its leading eigenvectors, and the decomposition of the matrix in them.
+    """
+    if low == 0:
+        return 0.0
+    (rows, columns), total = shape, 0.0
+    small, large = min(shape), max(shape)
+    if small >= WORTH:
+        total = 2 * flops.product(rows, columns, WIDTH) + flops.qr(rows, WIDTH)
+        if low is not None and max(low, rank) <= WIDTH:
+            turned = flops.product(columns, rows, WIDTH) + flops.svd(columns, WIDTH)
+            return total + turned + flops.product(rows, WIDTH, WIDTH)
+    kept = min(rank, small)
+    total += flops.gram(small, large) + flops.leading_eigh(small, kept) + flops.product(large, small, kept)
+    return total + flops.svd(large, kept) + flops.product(kept, kept, small)
+
+
+def basis_flops(shape: tuple[int, ...], inputs: int, low: int | None = None) -> float:
+    """What `left_basis` of so many matrices of a shape takes; `low` as in `leading_flops`, of all of them together."""
+    if low == 0:
+        return 0.0
+    (rows, columns), total, wide = shape, 0.0, inputs * shape[1]
+    if min(shape) >= WORTH:
+        total = 2 * inputs * flops.product(rows, columns, WIDTH) + flops.qr(rows, WIDTH)
+        if low is not None and low <= WIDTH:
+            grams = inputs * (flops.product(columns, rows, WIDTH) + flops.gram(WIDTH, columns))
+            return total + grams + flops.eigh(WIDTH) + flops.product(rows, WIDTH, low)
+    if rows > wide:
+        total += flops.qr(rows, wide) + inputs * flops.product(columns, rows, wide) + flops.product(rows, wide, wide)
+    side = min(rows, wide)
+    return total + inputs * flops.gram(side, columns) + flops.eigh(side)
 
 
 def energy(matrix: Matrix) -> float:

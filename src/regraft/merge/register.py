@@ -47,6 +47,9 @@ class Traits:
         inputs: The least and the most inputs (None: no limit).
         working: Bytes of working memory for a tensor of a shape and a number of inputs; None for elementwise methods,
             which work in blocks. With it, several tensors are merged at a time, each on one thread.
+        flops: Operations of linear algebra for one tensor, as `regraft.merge.flops` counts them; None for methods that have none.
+            Called with the tensor's name, shape, the number of inputs that have a weight, `low` (the rank that their changes
+            have at most, where all are adapters over the base; else None), and the options that are given for the tensor.
         prepare: Called once with the stacks of all tensors, in the order of their names, and the options of the first. What it
             gives is the method's own affair: it arrives, for every tensor, as the keyword `prepared`, unless it is None, as it
             should be where the options ask for nothing of the whole model. A tensor that is merged without it (from Python, say)
@@ -63,6 +66,7 @@ class Traits:
     per_input: tuple[str, ...] = ()
     inputs: tuple[int, int | None] = (1, None)
     working: Callable[[tuple[int, ...], int], int] | None = None
+    flops: Callable[..., float] | None = None
     prepare: Callable[..., Any] | None = None
     whole: Mapping[str, str] = field(default_factory=dict)
     wants: tuple[str, ...] = ()

@@ -105,6 +105,7 @@ def merge(
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     allow: Sequence[str] = (),
+    check_values: bool = False,
     sync: bool = False,
     progress: Progress = SILENT,
 ) -> MergeResult:
@@ -116,6 +117,7 @@ def merge(
         max_memory: Bytes of anonymous memory that merging may take beyond the imports.
         workers: Threads; when None all cores, or as many as the memory allows. The result does not depend on it.
         allow: Codes of preflight errors that are to be let pass.
+        check_values: Look at every value for NaN before a byte is written, however large the inputs; small ones always are.
         sync: Wait until the disk has the files (else a power cut shortly after may lose them; a kill never does).
 
     Raises:
@@ -128,17 +130,20 @@ def merge(
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, Integral) or workers < 1):
         raise MethodError(f"workers is {said(workers)}, expected at least 1.", "Leave it out to use all cores.")
     try:
-        return _merge(spec, Path(out), max_memory, workers, allow, sync, progress)
+        return _merge(spec, Path(out), max_memory, workers, allow, check_values, sync, progress)
     finally:
         let_go()
 
 
 def _merge(
-    spec: Spec, out: Path, max_memory: int, workers: int | None, allow: Sequence[str], sync: bool, progress: Progress
-) -> MergeResult:
+    spec: Spec, out: Path, max_memory: int, workers: int | None, allow: Sequence[str], check_values: bool, sync: bool,
+    progress: Progress,
+) -> MergeResult:  # fmt: skip
     started = time.monotonic()
     spec, opened = open_inputs(spec)
-    found = preflight_of(spec, opened, out=out, max_memory=max_memory, workers=workers, allow=allow)
+    found = preflight_of(
+        spec, opened, out=out, max_memory=max_memory, workers=workers, allow=allow, check_values=check_values
+    )
     found.refuse()
     checked = time.monotonic()
     job, codes = _job(spec, found.aligned, found.workers), check_codes(allow)

@@ -17,7 +17,7 @@ from regraft.errors import (
     TaskError,
 )
 
-Severity = Literal["error", "note"]
+Severity = Literal["error", "warning", "note"]
 
 # The errors that a user can let pass, one by one, and what then happens. "the template" is the base, or the first input.
 ALLOW = {
@@ -54,7 +54,8 @@ class Finding:
 
     Args:
         code: What kind of thing; those of `ALLOW` can be let pass.
-        severity: An error refuses the merge, unless it is allowed; a note is for information.
+        severity: An error refuses the merge, unless it is allowed; a warning is for the user to look into; a note is for
+            information.
         problem: What differs, in one sentence.
         remedy: What to do about it; empty for most notes.
         where: The tensors, files or entries, at most `_KEPT`.
@@ -100,6 +101,11 @@ class Finding:
 def error(code: str, problem: str, remedy: str = "", where: Sequence[str] = (), final: bool = False) -> Finding:
     """A finding that refuses the merge."""
     return Finding(code, "error", problem, remedy, tuple(where[:_KEPT]), final=final)
+
+
+def warning(code: str, problem: str, remedy: str = "", where: Sequence[str] = ()) -> Finding:
+    """A finding that may be a mistake, which nothing here can tell."""
+    return Finding(code, "warning", problem, remedy, tuple(where[:_KEPT]))
 
 
 def note(code: str, problem: str, where: Sequence[str] = ()) -> Finding:

@@ -17,9 +17,18 @@ from regraft.merge.align import Aligned, align
 from regraft.merge.checks.adapted import check_adapter
 from regraft.merge.checks.findings import Finding, check_codes, refuse
 from regraft.merge.checks.recipe import recipe_findings
-from regraft.merge.checks.room import check_out, check_room, disk_of, memory_of, seconds_of, size, threads_that_fit
+from regraft.merge.checks.room import (
+    check_out,
+    check_room,
+    disk_of,
+    flops_of,
+    memory_of,
+    seconds_of,
+    size,
+    threads_that_fit,
+)
 from regraft.merge.checks.vocabulary import comparing_bytes, tokenizer_findings
-from regraft.merge.checks.weights import ancestries, doubles, formats, not_finite, related
+from regraft.merge.checks.weights import ancestries, doubles, formats, looks_at_all, not_finite, related
 from regraft.merge.inputs import Opened
 from regraft.merge.recipe.spec import Spec
 from regraft.merge.register import traits_of
@@ -35,11 +44,13 @@ class Preflight:
         findings: Errors and notes.
         memory: Bytes: `predicted`, `limit`, and `working` with its `tensor` for methods that need whole tensors.
         disk: Bytes: `needed`, and `free` where the output goes (None without an output).
-        seconds: About how long reading everything and writing the output once takes, without disk and arithmetic.
+        seconds: About how long reading everything and writing the output once takes, and linear algebra; without the disk.
         workers: Threads.
         ancestry: The test of each input, by reference.
         aligned: What becomes of every tensor.
         tasks: The task_id of every task that the method looks at, by reference.
+        flops: Operations of linear algebra, as `regraft.merge.flops` counts; 0 for elementwise methods.
+        every_value: Whether every value was looked at for NaN, or a sample of each tensor.
     """
 
     method: str
@@ -52,6 +63,8 @@ class Preflight:
     ancestry: Mapping[str, Ancestry]
     aligned: Aligned
     tasks: Mapping[str, str] = field(default_factory=dict)
+    flops: float = 0.0
+    every_value: bool = False
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -75,7 +88,7 @@ class Preflight:
             "merged": len(self.aligned.merged), "copied": dict(self.aligned.copied),
             "left_out": list(self.aligned.left_out),
             "memory": dict(self.memory), "disk": dict(self.disk), "seconds": self.seconds,
-            "workers": self.workers, "tasks": dict(self.tasks),
+            "flops": self.flops, "every_value": self.every_value, "workers": self.workers, "tasks": dict(self.tasks),
             "ancestry": {name: found.to_json() for name, found in self.ancestry.items()},
         }  # fmt: skip
 
@@ -101,17 +114,20 @@ class Preflight:
         free = f", {size(self.disk['free'])} free" if self.disk["free"] is not None else ""
         found.append(("disk", f"{size(self.disk['needed'])}{free}"))
         read = sum(int(one["bytes"]) for one in self.checkpoints)
-        once = f"about {self.seconds:g} s to read {size(read)} and write {size(self.disk['needed'])} once"
-        found.append(("time", f"{once}, from memory; a slower disk, and what the method does with them, come on top"))
+        once = f"about {self.seconds:g} s to read {size(read)} and write {size(self.disk['needed'])} once, from memory"
+        algebra = f", with about {self.flops:.1g} operations of linear algebra" if self.flops else ""
+        found.append(("time", f"{once}{algebra}; a slower disk, and what else the method does, come on top"))
+        looked = "every one is looked at" if self.every_value else "a sample of each tensor (all with --check-values)"
+        found.append(("values", f"{looked}, for NaN and infinity"))
         for one in self.findings:
-            word = "allowed" if one.allowed else one.severity
+            word = "allowed" if one.allowed else "WARNING" if one.severity == "warning" else one.severity
             found.append((word, one.problem if one.allowed else f"{one.problem} {one.advice}".strip()))
         return found
 
 
 def preflight_of(
     spec: Spec, opened: Opened, *, out: Path | None = None, max_memory: int, workers: int | None = None,
-    allow: Iterable[str] = (),
+    allow: Iterable[str] = (), check_values: bool = False,
 ) -> Preflight:  # fmt: skip
     """Look at a merge before it is made.
 
@@ -122,6 +138,7 @@ def preflight_of(
         max_memory: Bytes of anonymous memory that may be used.
         workers: Threads; when None all cores, or as many as the memory allows.
         allow: Codes of errors that the user lets pass.
+        check_values: Whether every value is looked at for NaN however large the inputs are; see `looks_at_all`.
 
     Raises:
         MethodError: A code that no error has.
@@ -134,9 +151,11 @@ def preflight_of(
     threads = workers or threads_that_fit(spec, same, aligned.merged, max_memory, needed)
     memory, disk = memory_of(spec, same, aligned.merged, max_memory, threads), disk_of(spec, opened, out)
     memory = {**memory, "predicted": max(memory["predicted"] + needed, comparing_bytes(spec, opened))}
+    every_value, flops = looks_at_all(opened, check_values), flops_of(spec, same, aligned.merged)
     findings = [
         *aligned.findings,
-        *(found for one in opened.all for found in (*check_adapter(one), *not_finite(one))),
+        *(found for one in opened.all for found in check_adapter(one)),
+        *not_finite(opened, every_value, threads),
         *tokenizer_findings(spec, opened, aligned),
         *related(spec.method, tests, opened.template.reference),
         *formats(spec, opened),
@@ -148,7 +167,7 @@ def preflight_of(
     ]
     return Preflight(
         spec.method, tuple(_facts(opened)), tuple(found.let_pass(codes) for found in findings), memory, disk,
-        seconds_of(opened, disk, threads), threads, tests, aligned, tasks,
+        seconds_of(spec, opened, disk, threads, flops), threads, tests, aligned, tasks, sum(flops), every_value,
     )  # fmt: skip
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from glob import escape
 from math import prod
 from pathlib import Path
@@ -14,19 +15,24 @@ from regraft.checkpoint import lora
 from regraft.checkpoint.headers import DTYPE_BYTES
 from regraft.checkpoint.sampled import seconds_per_byte
 from regraft.checkpoint.weights import FLOATS, Weights
-from regraft.errors import CheckpointError
+from regraft.errors import CheckpointError, MethodError
+from regraft.merge.algebra import one_thread_each
 from regraft.merge.checks.findings import Finding, error, names
+from regraft.merge.flops import seconds_per_flop
 from regraft.merge.inputs import Opened
 from regraft.merge.recipe.spec import DTYPES, RANK, Spec
 from regraft.merge.register import traits_of
 from regraft.merge.select_sampled import ROOM, SHARE
 from regraft.merge.stack import GRAIN
+from regraft.merge.tensors import settings_of
 from regraft.outputs import is_checkpoint, overlaps, strangers, unfit
 
 # Counts of the lower 16 bits of every input's magnitudes, by which thresholds are found, and of the upper 15.
 _COUNTS = 8 * 2**16
 # What is known of each tensor of each checkpoint, and of each of its blocks: names, shapes, places, counts.
 _NAMED, _BLOCK = 2048, 256
+# Methods that give changes of no higher rank than their inputs' together.
+_KEEP_RANK = ("task_arithmetic", "lora_cat", "lora_svd", "knots")
 # What is there once: file buffers, the journal, the certificate, the card.
 _FIXED = 2**19
 
@@ -143,10 +149,70 @@ def disk_of(spec: Spec, opened: Opened, out: Path | None) -> dict[str, Any]:
     return {"needed": needed, "free": shutil.disk_usage(place).free + written}
 
 
-def seconds_of(opened: Opened, disk: Mapping[str, Any], threads: int) -> float:
-    """Seconds of reading every input and writing the output once, roughly: of one digit, from their bytes and the pace of
-    decoding a small part that is in memory already. What the disk and the method's own work add cannot be known before."""
+def flops_of(spec: Spec, opened: Opened, merged: Sequence[str]) -> list[float]:
+    """Operations of linear algebra for every tensor that has some, as `regraft.merge.flops` counts: the method's, and those of
+    cutting the result to a LoRA. Empty for elementwise methods."""
+    counted, lora_out = traits_of(spec.method).flops, spec.output.format == "lora"
+    if counted is None and not lora_out:
+        return []
+    cut = _cut_flops(spec, opened) if lora_out else None
+    found = []
+    for name in merged:
+        shape = opened.template.tensors[name].shape
+        if len(shape) != 2 or (lora_out and name in opened.copies):
+            continue
+        low, work = _rank_of(opened, name), 0.0
+        with suppress(MethodError):  # rules that leave a tensor out are found by themselves
+            weights, options = settings_of(spec, opened, name)
+            if counted is not None:
+                work = counted(name, shape, int((weights != 0).sum()), **options, low=low)
+        found.append(work + (cut(name, low) if cut is not None else 0.0))
+    return [work for work in found if work]
+
+
+def _cut_flops(spec: Spec, opened: Opened) -> Callable[[str, int | None], float]:
+    """A function of a tensor's name and the rank of its change: what cutting it takes."""
+    from regraft.merge.lora.extract import extraction_flops
+    from regraft.merge.lora.fit import cannot_hold
+
+    template = opened.template
+    lost = cannot_hold(opened.own_tensors, template.config)
+    side_by_side = spec.method == "lora_cat" and spec.output.rank is None
+
+    def cut(name: str, low: int | None) -> float:
+        rank = low if spec.method in _KEEP_RANK else None
+        exact = side_by_side and low is not None
+        shape = template.tensors[name].shape
+        return 0.0 if name in lost else extraction_flops(shape, spec.output.rank or RANK, rank, exact)
+
+    return cut
+
+
+def _rank_of(opened: Opened, name: str) -> int | None:
+    """The rank that the inputs' changes of a tensor have at most, together; None unless all are adapters over the base."""
+    base = opened.base
+    if base is None or any(one.adapter is None or one.tensors[name] != base.tensors[name] for one in opened.inputs):
+        return None
+    try:
+        changes = [opened.changes[one.reference] for one in opened.inputs]
+    except CheckpointError:  # `check_adapter` says so
+        return None
+    if any(name in one.replaced or name in one.offsets for one in changes):
+        return None
+    return sum(one.factors[name].rank for one in changes if name in one.factors)
+
+
+def seconds_of(spec: Spec, opened: Opened, disk: Mapping[str, Any], threads: int, flops: Sequence[float] = ()) -> float:
+    """Seconds of reading every input and writing the output once, and of the linear algebra, roughly: of one digit.
+
+    Bytes go at the pace of decoding a small part that is in memory already, operations at that of a small product on one
+    thread, which is what a tensor has; the largest tensor keeps one thread busy however many there are. What the disk, a
+    method's passes over its numbers, and models that look at examples add cannot be known before.
+    """
     seconds = bytes_of(opened, disk) * seconds_per_byte(opened.template) / threads
+    if flops:
+        with one_thread_each(spec):
+            seconds += seconds_per_flop() * max(sum(flops) / threads, *flops)
     return float(f"{seconds:.1g}")
 
 

@@ -1,32 +1,66 @@
-"""What a preflight says of the weights themselves, from a few samples: values, ancestors, formats, and what is given twice."""
+"""What a preflight says of the weights themselves, mostly from a few samples: values, ancestors, formats, what is given twice."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from regraft.checkpoint import sampled
 from regraft.checkpoint.ancestry import FAR, Ancestry, ancestry
+from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.weights import FLOATS, Weights
 from regraft.merge.checks.findings import Finding, error, names, note
 from regraft.merge.inputs import Opened
 from regraft.merge.recipe.spec import Spec
 from regraft.merge.register import traits_of
 
+# Bytes of all inputs together up to which every value is looked at: a small part of a second, and far less than what a merge
+# that takes seconds reads.
+WHOLE = 256 * 2**20
 
-def not_finite(one: Weights) -> list[Finding]:
-    """NaN and infinity in the sample; the merge itself looks at every value."""
-    bad = sampled.not_finite(one.tensors)
-    if one.adapter is not None:
-        bad += sampled.not_finite(one.adapter.tensors)
-    if not bad:
-        return []
-    files = sorted({str(info.file) for name in bad if (info := one.tensors.get(name)) is not None})
-    where = f" ({names(files)})" if files else ""
-    problem = f"{one.reference} holds NaN or infinite values in {names(bad)}{where}."
-    return [error("non-finite", problem, "Use an intact copy of the checkpoint.", bad)]
+
+def looks_at_all(opened: Opened, asked: bool) -> bool:
+    """Whether every value is looked at before anything is written: when that is asked for, or costs next to nothing."""
+    return asked or sum(info.nbytes for info in set(_stored(opened).values())) <= WHOLE
+
+
+def not_finite(opened: Opened, whole: bool, threads: int = 1) -> list[Finding]:
+    """NaN and infinity in what is stored: everywhere, or in a sample of each tensor. The merge itself looks at every value.
+
+    Args:
+        opened: The checkpoints.
+        whole: Whether all values are read.
+        threads: That read them.
+    """
+    stored = _stored(opened)
+    places = [*set(stored.values())]  # what several adapters lie over is read once
+    if whole:
+        with ThreadPoolExecutor(threads) as pool:
+            fine = dict(zip(places, pool.map(sampled.finite_throughout, places), strict=True))
+    else:
+        fine = {info: not sampled.not_finite({info.name: info}) for info in places}
+    findings = []
+    for one in opened.all:
+        bad = {name: info for (who, name), info in stored.items() if who == one.reference and not fine[info]}
+        if bad:
+            files = sorted({str(info.file) for info in bad.values()})
+            problem = f"{one.reference} holds NaN or infinite values in {names([*bad])} ({names(files)})."
+            findings.append(error("non-finite", problem, "Use an intact copy of the checkpoint.", [*bad]))
+    return findings
+
+
+def _stored(opened: Opened) -> dict[tuple[str, str], TensorInfo]:
+    """The floating-point tensors of all checkpoints and of their adapters, by reference and name."""
+    return {
+        (one.reference, name): info
+        for one in opened.all
+        for tensors in (one.tensors, {} if one.adapter is None else one.adapter.tensors)
+        for name, info in tensors.items()
+        if info.dtype in FLOATS
+    }
 
 
 def ancestries(opened: Opened) -> dict[str, Ancestry]:

@@ -24,9 +24,10 @@ from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.lora import Factors, inputs_first, read_array
 from regraft.checkpoint.lora_parts import PREFIX
 from regraft.errors import CheckpointError, MethodError, NonFiniteError
+from regraft.merge import flops
 from regraft.merge.lora.fit import cannot_hold
 from regraft.merge.lora.stored import decoded, encoded, write_factors
-from regraft.merge.low_rank import HALF_UNIT, energy, leading
+from regraft.merge.low_rank import HALF_UNIT, energy, leading, leading_flops
 from regraft.merge.methods.lora_cat import concatenated
 from regraft.merge.recipe.spec import DTYPES
 
@@ -80,6 +81,14 @@ class Extraction:
     def lost_share(self) -> float:
         """The share of the squared norm that lies in tensors which are not in it."""
         return sum(norm**2 for norm, _ in self.lost.values()) / self.norm**2 if self.norm else 0.0
+
+
+def extraction_flops(shape: tuple[int, ...], rank: int, low: int | None = None, exact: bool = False) -> float:
+    """What a matrix takes, as `regraft.merge.flops` counts: its leading directions, and the product that the error is measured
+    by. `exact` factors of rank `low` (`add_sum`) are multiplied twice instead."""
+    if exact:
+        return 2 * flops.product(shape[0], low or 0, shape[1])
+    return leading_flops(shape, rank, low) + flops.product(shape[0], min(rank, *shape), shape[1])
 
 
 @dataclass

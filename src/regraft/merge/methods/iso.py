@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from regraft.merge import flops
 from regraft.merge.methods.matrices import (
     active,
     deltas,
     factors,
+    factors_flops,
     is_matrix,
+    matrix_like,
     mean,
     merged,
+    orthogonal_flops,
     orthogonal_product,
     total,
     working,
@@ -32,12 +36,31 @@ _SOURCE = Source(
 _EMBEDDINGS = ("matrix", "vector")
 
 
+def _flops_c(name: str, shape: tuple[int, ...], inputs: int, *, embeddings: str = "matrix", **_: object) -> float:
+    """The factors of the sum, all of them, and U V^T."""
+    if not inputs or not matrix_like(name, shape, embeddings):
+        return 0.0
+    return factors_flops(shape, min(shape)) + flops.product(shape[0], min(shape), shape[1])
+
+
+def _flops_cts(
+    name: str, shape: tuple[int, ...], inputs: int, *, common: float = 0.8, embeddings: str = "matrix", **_: object
+) -> float:
+    """The factors of the sum and of every input, which is first projected (two products), and what makes all orthogonal."""
+    if not inputs or not matrix_like(name, shape, embeddings):
+        return 0.0
+    shared, each = shares(min(shape), inputs, common)
+    own = 2 * flops.product(shape[0], shared, shape[1]) + factors_flops(shape, each) if each else 0.0
+    return factors_flops(shape, shared) + inputs * own + orthogonal_flops(shape, shared + inputs * each)
+
+
 @merge_method(
     "iso_c",
     source=_SOURCE,
     claim="a flat spectrum keeps the directions of the weaker tasks: better than task arithmetic over many tasks",
     traits=Traits(
         working=working(full=30, square=28),
+        flops=_flops_c,
         options={"scale": Range(-100.0, 100.0)},
         choices={"embeddings": _EMBEDDINGS},
     ),
@@ -89,6 +112,7 @@ def shares(rank: int, inputs: int, common: float) -> tuple[int, int]:
     claim="replacing the weakest common directions by task-specific ones beats Iso-C, the more so the more tasks",
     traits=Traits(
         working=working(full=52, square=72),
+        flops=_flops_cts,
         options={"scale": Range(-100.0, 100.0), "common": Range(0.0, 1.0)},
         choices={"embeddings": _EMBEDDINGS},
     ),

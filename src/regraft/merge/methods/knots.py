@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from regraft.merge.low_rank import HALF_UNIT, energy, gram_bytes, left_basis, product
+from regraft.merge import flops
+from regraft.merge.low_rank import HALF_UNIT, basis_flops, energy, gram_bytes, left_basis, product
 from regraft.merge.methods.matrices import active
 from regraft.merge.methods.task_arithmetic import task_arithmetic
 from regraft.merge.methods.ties import ties
@@ -27,6 +28,20 @@ _BINS = 2**16
 def working(shape: tuple[int, ...], inputs: int) -> int:
     """Bytes for a tensor of a shape; other tensors than matrices work in blocks."""
     return gram_bytes(shape, inputs) + (8 * inputs + 24) * shape[0] * shape[1] if len(shape) == 2 else 0
+
+
+def _flops(
+    _name: str, shape: tuple[int, ...], inputs: int, *, low: int | None = None, rule: str = "ties", trim: str = "tensor",
+    side: str = "rows", **_: object,
+) -> float:  # fmt: skip
+    """The shared directions, every change turned into them, and the result turned back. A global trim turns all of them twice
+    more, to count. Task arithmetic needs none of it."""
+    if not inputs or len(shape) != 2 or rule != "ties":
+        return 0.0
+    rows, columns = shape if side == "rows" else (shape[1], shape[0])
+    rank = min(rows, inputs * columns) if low is None else min(rows, inputs * columns, low)
+    turned = basis_flops((rows, columns), inputs, low) + inputs * flops.product(columns, rows, rank)
+    return (3 if trim == "global" else 1) * turned + flops.product(rows, rank, columns)
 
 
 def prepare(
@@ -83,6 +98,7 @@ def prepare(
         base="required",
         per_input=("density",),
         working=working,
+        flops=_flops,
         prepare=prepare,
         whole={"trim": "global", "rule": "ties"},
         selects=True,

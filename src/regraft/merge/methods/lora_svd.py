@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from regraft.errors import MethodError
-from regraft.merge.low_rank import HALF_UNIT, energy, gram_bytes, leading
+from regraft.merge import flops
+from regraft.merge.low_rank import HALF_UNIT, energy, gram_bytes, leading, leading_flops
 from regraft.merge.methods.matrices import active, deltas, merged
 from regraft.merge.methods.task_arithmetic import add_deltas
 from regraft.merge.register import Range, Traits, merge_method
@@ -18,11 +19,20 @@ def working(shape: tuple[int, ...], inputs: int) -> int:
     return gram_bytes(shape) + 32 * shape[0] * shape[1] if len(shape) == 2 else 0
 
 
+def _flops(
+    _name: str, shape: tuple[int, ...], inputs: int, *, low: int | None = None, rank: float = 16, **_: object
+) -> float:
+    """The leading directions, and the product of those."""
+    if not inputs or len(shape) != 2 or rank >= min(shape):
+        return 0.0
+    return leading_flops(shape, int(rank), low) + flops.product(shape[0], int(rank), shape[1])
+
+
 @merge_method(
     "lora_svd",
     source=Source("Mangrulkar et al.", 2022, "", "PEFT: state-of-the-art parameter-efficient fine-tuning methods"),
     claim="the best approximation of a weighted sum of adapters by one adapter of a given rank",
-    traits=Traits(base="required", working=working, options={"rank": Range(1, 65536)}),
+    traits=Traits(base="required", working=working, flops=_flops, options={"rank": Range(1, 65536)}),
     invariances=("zero weight", "permutation", "base"),
 )
 def lora_svd(stack: Stack, *, rank: int = 16) -> np.ndarray | None:

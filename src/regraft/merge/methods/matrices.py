@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.checkpoint.blocks import is_embedding
+from regraft.merge import flops
 from regraft.merge.low_rank import HALF_UNIT
 from regraft.merge.stack import Stack
 
@@ -37,7 +38,12 @@ class Factors(NamedTuple):
 
 def is_matrix(stack: Stack, embeddings: str) -> bool:
     """Whether a tensor is treated as a matrix: it has two axes, and is no embedding unless those are a "matrix" too."""
-    return len(stack.shape) == 2 and (embeddings == "matrix" or not is_embedding(stack.name))
+    return matrix_like(stack.name, stack.shape, embeddings)
+
+
+def matrix_like(name: str, shape: tuple[int, ...], embeddings: str) -> bool:
+    """`is_matrix` of what is known before a stack is there."""
+    return len(shape) == 2 and (embeddings == "matrix" or not is_embedding(name))
 
 
 def active(stack: Stack) -> Stack:
@@ -111,6 +117,12 @@ def factors(matrix: Floats, keep: int | None = None, noise: float = 0.0) -> Fact
     return Factors(short, values, long) if wide else Factors(long, values, short)
 
 
+def factors_flops(shape: tuple[int, ...], keep: int) -> float:
+    """What `factors` takes, as `regraft.merge.flops` counts: A^T A, its eigenvectors, and A times `keep` of them."""
+    short, long = min(shape), max(shape)
+    return flops.gram(short, long) + flops.eigh(short) + flops.product(long, short, keep)
+
+
 def inverse_root(gram: Floats, power: float = -0.5, cut: float = RANK**2) -> Floats:
     """gram^power on the eigenvectors whose eigenvalue is above `cut` of the largest; `gram` is symmetric, [k, k].
 
@@ -128,6 +140,14 @@ def orthogonal_product(left: Floats, values: Floats, right: Floats) -> Floats:
     """Orthogonalise the columns of `left` [m, r] and `right` [n, r] each; then left @ diag(values) @ right.T."""
     inner = (inverse_root(left.T @ left) * values) @ inverse_root(right.T @ right)
     return np.asarray((left @ inner) @ right.T)
+
+
+def orthogonal_flops(shape: tuple[int, ...], rank: int) -> float:
+    """What `orthogonal_product` of `rank` columns takes: both Gram matrices, their roots, and the products of all four."""
+    rows, columns = shape
+    roots = flops.gram(rank, rows) + flops.gram(rank, columns) + 2 * flops.eigh(rank)
+    inner = 3 * flops.product(rank, rank, rank)
+    return roots + inner + flops.product(rows, rank, rank) + flops.product(rows, rank, columns)
 
 
 def working(full: int, square: int) -> Callable[[tuple[int, ...], int], int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from regraft.merge import flops
 from regraft.merge.methods.linear import linear
 from regraft.merge.methods.matrices import Floats, active, inverse_root
 from regraft.merge.register import Range, Traits, merge_method
@@ -34,11 +35,27 @@ def _working(shape: tuple[int, ...], inputs: int) -> int:
     return 48 * max(shape) ** 2 + (4 * inputs + 56) * shape[0] * shape[1]
 
 
+def _flops(_name: str, shape: tuple[int, ...], inputs: int, *, alpha: float = 0.9, **_: object) -> float:
+    """Every Gram matrix times its input's change, and one system; with `alpha` 1 the inverse by eigenvectors instead.
+
+    Gram matrices are taken to be of the second axis, as torch's linear layers have it; over a transformer that stores its
+    layers the other way round (GPT-2) it comes to the same. What its models compute of the examples is not counted.
+    """
+    if not inputs or len(shape) != 2 or max(shape) > _LONG * min(shape):
+        return 0.0
+    rows, width = shape
+    found = inputs * flops.product(width, width, rows)
+    if 1.0 - alpha > _CUT:
+        return found + flops.solve(width, rows)
+    return found + flops.eigh(width) + flops.product(width, width, width) + flops.product(width, width, rows)
+
+
 def _traits(kind: str) -> Traits:
     return Traits(
         base="optional",
         per_input=("data",),
         working=_working,
+        flops=_flops,
         wants=("statistics", kind),
         options={
             "weight": Range(0.0, inf, high_open=True), "alpha": Range(0.0, 1.0), "rows": Range(1, 1_000_000),

@@ -8,15 +8,26 @@ from regraft.merge.methods.matrices import (
     active,
     deltas,
     factors,
+    factors_flops,
     is_matrix,
+    matrix_like,
     mean,
     merged,
+    orthogonal_flops,
     orthogonal_product,
     working,
 )
 from regraft.merge.register import Range, Traits, merge_method
 from regraft.merge.stack import Stack
 from regraft.methods import Source
+
+
+def _flops(name: str, shape: tuple[int, ...], inputs: int, *, embeddings: str = "matrix", **_: object) -> float:
+    """The factors of every input, of which its share is kept, and what makes all of them orthogonal."""
+    if not inputs or not matrix_like(name, shape, embeddings) or min(shape) < inputs:
+        return 0.0
+    each = min(shape) // inputs
+    return inputs * factors_flops(shape, each) + orthogonal_flops(shape, inputs * each)
 
 
 @merge_method(
@@ -27,6 +38,7 @@ from regraft.methods import Source
     claim="keeping each task's first singular vectors and making them orthogonal to the others' removes interference",
     traits=Traits(
         working=working(full=44, square=66),
+        flops=_flops,
         options={"scale": Range(-100.0, 100.0)},
         choices={"embeddings": ("matrix", "vector")},
     ),

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.merge.methods.matrices import RANK, Floats, active, deltas, inverse_root, is_matrix, mean, merged, total
+from regraft.merge import flops
+from regraft.merge.methods.matrices import (
+    RANK,
+    Floats,
+    active,
+    deltas,
+    inverse_root,
+    is_matrix,
+    matrix_like,
+    mean,
+    merged,
+    total,
+)
 from regraft.merge.register import Range, Traits, merge_method
 from regraft.merge.stack import Stack
 from regraft.methods import Source
@@ -26,6 +38,31 @@ def _working(shape: tuple[int, ...], inputs: int) -> int:
     return 60 * shape[0] * shape[1] + ways
 
 
+def _flops(
+    name: str, shape: tuple[int, ...], inputs: int, *, solve: str = "adam", steps: float = 300, embeddings: str = "vector",
+    **_: object,
+) -> float:  # fmt: skip
+    """The normal equations, in the smaller of the two ways; then a product a step (two where the deltas stay apart), in
+    float32, and the dozen passes of Adam over its averages, each element of a pass taken for 10 operations; or one inverse."""
+    if not inputs or not matrix_like(name, shape, embeddings):
+        return 0.0
+    (rows, columns), joined = shape, inputs * shape[0]
+    if joined < columns:
+        side, made = joined, inputs * flops.gram(rows, columns)
+        gradient = 2 * flops.product(rows, columns, joined)
+    else:
+        side, made = columns, inputs * (flops.gram(columns, rows) + flops.product(rows, columns, columns))
+        gradient = flops.product(rows, columns, columns)
+    if inputs == 1:
+        return made
+    if solve == "adam":
+        return made + int(steps) * (flops.SINGLE * gradient + 120.0 * rows * columns)
+    inverse = flops.eigh(side) + flops.product(side, side, side) + flops.product(rows, side, side)
+    return (
+        made + inverse + (flops.gram(side, columns) + flops.product(rows, side, columns) if joined < columns else 0.0)
+    )
+
+
 @merge_method(
     "wudi",
     source=Source(
@@ -35,6 +72,7 @@ def _working(shape: tuple[int, ...], inputs: int) -> int:
     claim="10.9 % more accurate than other merges without data, and no scale to tune",
     traits=Traits(
         working=_working,
+        flops=_flops,
         options={
             "steps": Range(0.0, 1e6),
             "rate": Range(0.0, 1.0, low_open=True),
