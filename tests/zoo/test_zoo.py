@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -89,6 +91,26 @@ def test_what_cannot_be_used_is_left_out_and_the_rest_goes_on(tiny_bert: Path, t
     assert str(cut) in left_out["cut"].problem
     assert "is missing" in left_out["no-config"].problem
     assert all(entry.remedy for entry in zoo.left_out)
+
+
+def test_a_folder_that_cannot_be_listed_is_said(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tiny_bert, tmp_path / "good")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def hindered(folder: Any) -> Any:
+        if str(folder) == str(tmp_path / "closed"):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", hindered)
+    zoo = open_zoo(str(tmp_path))
+    assert [found.name for found in zoo.checkpoints] == ["good", "good-random"]
+    assert [(one.reference, one.problem) for one in zoo.left_out] == [
+        (str(tmp_path / "closed"), "The folder cannot be listed: Permission denied.")
+    ]
 
 
 def test_adapters_go_over_the_base_that_they_name(tiny_bert: Path, tiny_adapter: Path, tmp_path: Path) -> None:

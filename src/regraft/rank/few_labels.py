@@ -30,9 +30,9 @@ SOURCE = Source(
     "2410.13609",
     "All models are wrong, some are useful: model selection with limited labels",
 )
-# Error rates of the best model that `choose_epsilon` tries: the range that the authors' search ends in.
 # Numbers that `information` holds at once.
 CELLS = 2**21
+# Error rates of the best model that `choose_epsilon` tries: the range that the authors' search ends in.
 GRID = tuple(round(0.35 + 0.01 * step, 2) for step in range(15))
 # Of that search: pools, their examples, and the labels asked for in each.
 POOLS, POOL, ASKED = 8, 200, 25

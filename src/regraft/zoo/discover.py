@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from regraft.errors import HubError
+from regraft.zoo.walk import ADAPTER, Unreadable, looks_like_checkpoint, walk
 
 DEPTH = 3  # folders below the zoo's own; enough for a Hub cache (models--org--name/snapshots/commit)
-_MARKS = ("config.json", "modules.json", "model_index.json", "pytorch_model.bin", "model.safetensors")
-_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,17 @@ class Candidate:
 
     @property
     def is_adapter(self) -> bool:
-        return (self.folder / _ADAPTER).is_file() and not (self.folder / "config.json").is_file()
+        return (self.folder / ADAPTER).is_file() and not (self.folder / "config.json").is_file()
 
 
-def looks_like_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds the files of a checkpoint or of an adapter, usable or not."""
-    return any((folder / mark).exists() for mark in (*_MARKS, _ADAPTER, "model.safetensors.index.json"))
+def in_folder(folder: Path, troubles: list[Unreadable] | None = None) -> list[Candidate]:
+    """The checkpoint that a folder is, or those up to three levels below it, sorted by path.
 
-
-def in_folder(folder: Path) -> list[Candidate]:
-    """The checkpoint that a folder is, or those up to three levels below it, sorted by path."""
-    return [Candidate(str(found), found, _names(found, _repository(found))) for found in _walk(folder, DEPTH, set())]
+    What trainers saved inside a checkpoint is not looked for: those are states of one training, not other places to start from.
+    Folders that cannot be listed are added to `troubles`.
+    """
+    places = (Path(one) for one in walk([folder], [] if troubles is None else troubles, DEPTH, saved=False))
+    return [Candidate(str(found), found, _names(found, _repository(found))) for found in places]
 
 
 def in_hub_cache() -> list[Candidate]:
@@ -61,25 +60,6 @@ def in_hub_cache() -> list[Candidate]:
                 path = Path(revision.snapshot_path)
                 found.append(Candidate(str(path), path, _names(path, repository.repo_id)))
     return found
-
-
-def _walk(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
-    """Folders that look like checkpoints; links are followed, but no folder is entered twice."""
-    real = folder.resolve()
-    if real in seen:
-        return
-    seen.add(real)
-    if looks_like_checkpoint(folder):
-        yield folder
-        return
-    if depth == 0:
-        return
-    try:
-        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError:  # a folder that cannot be listed holds nothing for this user
-        return
-    for path in below:
-        yield from _walk(path, depth - 1, seen)
 
 
 def _repository(folder: Path) -> str | None:

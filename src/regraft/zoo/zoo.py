@@ -14,6 +14,7 @@ from regraft.checkpoint.files import read_json_object
 from regraft.checkpoint.reference import exists, parse
 from regraft.errors import BadReferenceError, CheckpointError, HubError, RegraftError
 from regraft.zoo import discover
+from regraft.zoo.walk import Unreadable
 
 MINILM_LAYERS = 6
 _FILTER = re.compile(r"\s*zoo:[^,#]*[=<>]")  # as opposed to zoo:NAME
@@ -105,7 +106,12 @@ def _open_part(reference: str, left_out: list[LeftOut], deadline: Deadline | Non
         return _of_catalogue(reference, left_out)
     if exists(reference) and Path(reference).expanduser().is_dir():
         folder = Path(reference).expanduser()
-        candidates = discover.in_folder(folder)
+        troubles: list[Unreadable] = []
+        candidates = discover.in_folder(folder, troubles)
+        left_out += [
+            LeftOut(one.path, f"The folder {one.problem}.", "Check its permissions; what is below is not known.")
+            for one in troubles
+        ]
         if not candidates:
             raise BadReferenceError(
                 f"{reference} holds no checkpoint, {discover.DEPTH} levels deep.",

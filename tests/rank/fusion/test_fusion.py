@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy.special import logit
+from scipy.stats import kendalltau, weightedtau
 
 from regraft.errors import TaskError
-from regraft.rank.fusion.design import Parts
+from regraft.rank.fusion.design import Parts, measured
 from regraft.rank.fusion.fusion import Candidate, Prediction, predict
 from regraft.rank.fusion.history import Result
 
@@ -160,6 +162,87 @@ def test_results_on_the_task_itself_count() -> None:
     some = wanted[:6]
     without = error(predict(known, candidates_of(some), "t5"), some)
     assert error(predict([*known, *some], candidates_of(some), "t5"), some) < without
+
+
+@pytest.mark.parametrize(("accuracy", "rows"), [(0.5, 50), (0.9, 200), (0.75, 5000)])
+def test_sampling_variance_is_that_of_drawn_accuracies(accuracy: float, rows: int) -> None:
+    drawn = np.random.default_rng(0).binomial(rows, accuracy, 200_000)
+    logits = np.log((drawn + 0.5) / (rows - drawn + 0.5))
+    value, variance = measured(accuracy, rows)
+    assert variance == pytest.approx(logits.var(), rel=0.08)
+    assert value == pytest.approx(logits.mean(), abs=0.03)
+    shrunk = (rows * accuracy + 0.5) / (rows + 1)
+    assert variance == pytest.approx(1 / ((rows + 1) * shrunk * (1 - shrunk)))  # p (1 - p) / n over (p (1 - p))^2
+
+
+def test_all_right_of_few_is_no_outlier() -> None:
+    assert measured(1.0, 10)[0] < measured(1.0, 1000)[0] < 8
+    assert measured(1.0, 10)[1] > measured(0.5, 10)[1] > measured(0.5, 1000)[1] > 0
+    assert measured(1.0, None) == measured(1.0, 0) == (pytest.approx(np.log(999)), 0.0)
+
+
+def test_equal_rows_everywhere_change_hardly_anything() -> None:
+    for seed in range(5):
+        known, wanted = apart(world(seed), "t5")
+        counted = [dataclasses.replace(one, rows=3000) for one in known]
+        one = {found.checkpoint: found for found in predict(known, candidates_of(wanted), "t5")}
+        two = {found.checkpoint: found for found in predict(counted, candidates_of(wanted), "t5")}
+        names = sorted(one)
+        first, second = ([way[name].accuracy for name in names] for way in (one, two))
+        assert kendalltau(first, second).statistic > 0.96
+        np.testing.assert_allclose(first, second, atol=0.005)
+
+
+def test_a_lucky_accuracy_on_few_rows_counts_less_than_on_many() -> None:
+    known, wanted = apart(world(2, own=0.1), "t5")
+    lucky = [dataclasses.replace(one, accuracy=0.99) if one.checkpoint == "m3" else one for one in known]
+
+    def of_m3(rows: int, history: Sequence[Result]) -> float:
+        history = [dataclasses.replace(one, rows=rows if one.checkpoint == "m3" else 5000) for one in history]
+        candidates = [dataclasses.replace(one, scores={}, early={}) for one in candidates_of(wanted)]
+        return next(one.accuracy for one in predict(history, candidates, "t5") if one.checkpoint == "m3")
+
+    assert of_m3(20, lucky) < of_m3(100, lucky) < of_m3(5000, lucky)
+
+
+def as_measured(results: Sequence[Result], rows: Sequence[int], seed: int) -> list[Result]:
+    """Each accuracy as it is measured on so many examples of its task."""
+    rng, tasks = np.random.default_rng(seed), sorted({one.task for one in results})
+    counts = [rows[tasks.index(one.task)] for one in results]
+    return [
+        dataclasses.replace(one, accuracy=rng.binomial(count, one.accuracy) / count, rows=count)
+        for one, count in zip(results, counts, strict=True)
+    ]
+
+
+def test_tasks_with_few_test_rows_spoil_the_order_less_where_their_number_is_known() -> None:
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(8):
+        truth = world(seed, tasks=7, own=0.15, skill=0.5)
+        known, _ = apart(as_measured(truth, [30, 4000, 30, 4000, 30, 4000, 4000], seed), "t6")
+        wanted = [one for one in truth if one.task == "t6"]
+        for told in (True, False):
+            history = known if told else [dataclasses.replace(one, rows=None) for one in known]
+            predictions = {
+                one.checkpoint: one.accuracy
+                for one in predict(history, candidates_of(wanted), "t6", parts=Parts(early=False))
+            }
+            found[told].append(
+                float(weightedtau([one.accuracy for one in wanted], [predictions[one.checkpoint] for one in wanted])[0])
+            )
+    assert np.mean(found[True]) > np.mean(found[False]) + 0.03
+
+
+def test_the_interval_of_what_is_measured_holds_the_sampling_variance() -> None:
+    known, wanted = apart(as_measured(world(3), [500] * 6, 0), "t5")
+    asked = candidates_of(wanted)
+    itself = {one.checkpoint: one for one in predict(known, asked, "t5")}
+    for one in predict(known, [dataclasses.replace(one, rows=40) for one in asked], "t5"):
+        other = itself[one.checkpoint]
+        assert one.accuracy == other.accuracy and one.best == other.best and one.group == other.group
+        half, without = (logit(found.high) - logit(found.accuracy) for found in (one, other))
+        right, wrong = 40 * one.accuracy + 0.5, 40 * (1 - one.accuracy) + 0.5
+        assert half**2 - without**2 == pytest.approx(1.959964**2 * (1 / right + 1 / wrong), rel=1e-6)
 
 
 def test_bad_input() -> None:

@@ -44,6 +44,7 @@ def test_half_a_line_is_passed_over_and_spoils_no_other(tmp_path: Path) -> None:
     ["", "[]", "nonsense", "7", '{"checkpoint": "a", "task": "t"}', '{"checkpoint": "a", "task": "t", "accuracy": 7}',
      '{"checkpoint": "a", "task": "t", "accuracy": NaN}', '{"checkpoint": "a", "task": "t", "accuracy": 0.5, "facts": 3}',
      '{"checkpoint": "a", "task": "t", "accuracy": 0.5, "rows": Infinity}', "[" * 100_000,
+     '{"checkpoint": "a", "task": "t", "accuracy": 0.5, "rows": 1' + "0" * 400 + "}",
      '{"checkpoint": "a", "task": "t", "accuracy": 1' + "0" * 400 + "}", "\xff"],
 )  # fmt: skip
 def test_what_is_no_result_is_passed_over(line: str, tmp_path: Path) -> None:

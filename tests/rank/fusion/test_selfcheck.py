@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from regraft.errors import TaskError
+from regraft.rank.fusion.fusion import Candidate, Prediction
 from regraft.rank.fusion.history import Result
 from regraft.rank.fusion.selfcheck import noise_ceiling, regret, selfcheck, weighted_tau
 
@@ -87,6 +88,20 @@ def test_repeats_make_nothing_surer() -> None:
     ]
     assert all(figures == found[0] for figures in found)
     assert found[0].tau[1] < found[0].tau[0] < found[0].tau[2]
+
+
+def test_coverage_is_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each interval that is counted is that of an accuracy on as many rows as the result was measured on."""
+    asked: dict[str, set[int | None]] = {}
+
+    def noted(known: object, candidates: list[Candidate], task: str, **options: object) -> list[Prediction]:
+        asked.setdefault(task, set()).update(one.rows for one in candidates)
+        return [Prediction(one.checkpoint, 0.5, 0.4, 0.6, 0.0, 1) for one in candidates]
+
+    monkeypatch.setattr("regraft.rank.fusion.selfcheck.predict", noted)
+    rows = {"t0": 50, "t1": None}
+    selfcheck([dataclasses.replace(one, rows=rows.get(one.task, 900)) for one in history(1)], only={"fusion"})
+    assert asked["t0"] == {50} and asked["t1"] == {None} and asked["t2"] == {900}
 
 
 def test_tasks_of_one_source_are_left_out_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.optimize import minimize
 
 from regraft import methods
 from regraft.errors import NonFiniteError, TaskError
-from regraft.rank.scores import logme, logme_regression, prepare
+from regraft.rank.scores import knn, logme, logme_regression, prepare
 from regraft.rank.scores import prepared as shared
 from regraft.rank.scores.prepared import drawn
 
@@ -130,6 +131,17 @@ def test_many_examples_are_drawn_from_with_the_seed(
     assert first == again != other
     assert len({whole, first, other}) == 3
     assert first == pytest.approx(whole, rel=0.5)
+
+
+def test_the_memory_of_knn_does_not_grow_with_the_square_of_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = data(rows=3000, columns=4)
+    whole = knn(features, labels)
+    monkeypatch.setattr(sys.modules["regraft.rank.scores.knn"], "CELLS", 3000 * 10)
+    tracemalloc.start()
+    assert knn(features, labels) == whole
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 2**20, "1,024 rows of similarities take 23 MiB"
 
 
 def test_a_draw_holds_the_classes_in_proportion() -> None:

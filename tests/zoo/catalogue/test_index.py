@@ -20,8 +20,8 @@ from regraft.errors import CatalogueError
 from regraft.zoo import discover
 from regraft.zoo.catalogue import Catalogue, index, open_catalogue
 from regraft.zoo.catalogue import schema as tables
-from regraft.zoo.catalogue.walk import Unreadable, walk
 from regraft.zoo.record.record import Record, Risk
+from regraft.zoo.walk import Unreadable, walk
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 

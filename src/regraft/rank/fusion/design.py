@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Accuracies of 0 and 1 have no logit.
+# Accuracies of 0 and 1 have no logit where nobody says how many rows they were measured on.
 EDGE = 1e-3
 # Checkpoints that the spread of a task is trusted against one that is like all others.
 DOUBT = 4.0
@@ -64,10 +64,10 @@ class Table:
     unknown: Floats
 
     @classmethod
-    def of(cls, rows: Sequence[Known], tasks: Sequence[str], accuracies: Sequence[float], parts: Parts) -> Table:
-        """The first rows are those whose accuracies are known."""
-        known = len(accuracies)
-        spread = spreads(tasks, np.array([logit(one) for one in accuracies]))
+    def of(cls, rows: Sequence[Known], tasks: Sequence[str], target: Floats, parts: Parts) -> Table:
+        """The first rows are those whose results are known; `target` are their logits."""
+        known = len(target)
+        spread = spreads(tasks, target)
         columns = [sure(np.ones((len(rows), 1)) / spread[:, None]), sure(levels(tasks) / spread[:, None])]
         if parts.history:
             columns.append(sure(levels([one.checkpoint for one in rows])))
@@ -179,3 +179,19 @@ def _scaled(table: Floats, by: Floats) -> Floats:
 def logit(accuracy: float) -> float:
     clipped = min(max(accuracy, EDGE), 1 - EDGE)
     return float(np.log(clipped / (1 - clipped)))
+
+
+def measured(accuracy: float, rows: int | None) -> tuple[float, float]:
+    """The logit of an accuracy that was measured on so many examples, and its sampling variance; that is 0 where nobody says.
+
+        of n examples k right:    log((k + 1/2) / (n - k + 1/2)),    1 / (k + 1/2) + 1 / (n - k + 1/2)
+
+    The variance is the binomial p (1 - p) / n carried to logits (delta method: over (p (1 - p))^2), with p = (k + 1/2) / (n + 1)
+    and n + 1 for n; both stay finite where all or none are right (Haldane 1956, The estimation and significance of the logarithm
+    of a ratio of frequencies, Annals of Human Genetics 20; Gart & Zweifel 1967, On the bias of various estimators of the logit
+    and its variance, Biometrika 54).
+    """
+    if rows is None or rows < 1:
+        return logit(accuracy), 0.0
+    right, wrong = rows * accuracy + 0.5, rows * (1.0 - accuracy) + 0.5
+    return float(np.log(right / wrong)), 1.0 / right + 1.0 / wrong

@@ -10,6 +10,12 @@ What is not known of a checkpoint (a score that was not computed, a task that it
 what is next to it, such as the mean of the task, with the variance of its kind. Some tasks set checkpoints further apart than
 others: a_t is that spread, 1 on the average task (`design.spreads`).
 
+An accuracy on 50 test rows says less than one on 5,000. Where `Result.rows` tells how many there were, the result enters as
+an empirical logit with the binomial sampling variance d_mt (`design.measured`), known beside the noise of a training, which
+is learned: its weight is 1 / (a_t^2 noise + d_mt), as in random-effects meta-regression with known within-study variances
+(DerSimonian & Laird 1986; Raudenbush & Bryk 1985; see `mixed`). Checkpoints that were tested on the same rows share part of
+that error; it is then in task_t, and d_mt is more than the rest. Without rows it is part of the noise.
+
 Scores are comparable within a task only: they enter as distances from the mean of their task, in units of their spread around
 those means in the whole history, so that another candidate moves all of a task alike and changes no order. Facts are
 standardised over the history. Early accuracies enter as logits, less the history's mean, on one scale for all tasks, and say
@@ -26,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.errors import TaskError
-from regraft.rank.fusion.design import Parts, Table, logit
+from regraft.rank.fusion.design import Parts, Table, measured
 from regraft.rank.fusion.history import Result
 from regraft.rank.fusion.mixed import fit
 
@@ -39,13 +45,18 @@ TWO_SIDED_95 = 1.959964
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint whose result on the task is wanted; fields as of `Result`."""
+    """A checkpoint whose result on the task is wanted; fields as of `Result`.
+
+    `rows` are the examples that its accuracy will be measured on: the interval is then of what is measured there. None: of the
+    accuracy itself, as on endlessly many examples, as far as the history says on how many its own were measured.
+    """
 
     checkpoint: str
     family: str
     facts: Mapping[str, float]
     scores: Mapping[str, float]
     early: Mapping[str, float]
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,8 @@ class Prediction:
 
     Attributes:
         checkpoint: Its name.
-        accuracy, low, high: The median and a 95 % interval of its accuracy on the task; the noise of one training is in it.
+        accuracy, low, high: The median and a 95 % interval of its accuracy on the task; the noise of one training is in it,
+            and that of measuring it where the candidate says on how many rows.
         best: The chance that it is the best of all that were compared.
         group: 1 holds the leader and all that cannot be told from it, and so on down.
     """
@@ -94,7 +106,8 @@ def predict(
     for at in order:
         if leader < 0 or not _close(mean, covariance, leader, at):
             group, leader = group + 1, at
-        half = TWO_SIDED_95 * sqrt(covariance[at, at] + noise)
+        sampling = measured(_accuracy(mean[at]), candidates[at].rows)[1]
+        half = TWO_SIDED_95 * sqrt(covariance[at, at] + noise + sampling)
         found.append(
             Prediction(
                 candidates[at].checkpoint, _accuracy(mean[at]), _accuracy(mean[at] - half), _accuracy(mean[at] + half),
@@ -107,16 +120,18 @@ def predict(
 def values(
     history: Sequence[Result], candidates: Sequence[Candidate], task: str, parts: Parts
 ) -> tuple[Floats, Floats, float]:
-    """Logits of the candidates' accuracies: mean [M], covariance [M, M], and the variance of one result around them."""
+    """Logits of the candidates' accuracies: mean [M], covariance [M, M], and the variance of one result around them, but for
+    sampling variance that the history knows."""
     adapted = [one for one in history if one.accuracy is not None]
     others = [*(one for one in history if one.accuracy is None)]
     rows: list[Result | Candidate] = [*adapted, *others, *candidates]
     tasks = [*(one.task for one in [*adapted, *others]), *[task] * len(candidates)]
-    accuracies = [one.accuracy for one in adapted if one.accuracy is not None]
-    table = Table.of(rows, tasks, accuracies, parts)
+    results = np.array([measured(one.accuracy, one.rows) for one in adapted if one.accuracy is not None])
+    target, sampling = results[:, 0], results[:, 1]
+    table = Table.of(rows, tasks, target, parts)
     known, wanted, spread = len(adapted), slice(len(rows) - len(candidates), len(rows)), table.spread[-1]
-    target = np.array([logit(accuracy) for accuracy in accuracies]) / table.spread[:known]
-    found = fit(table.rows[:known], target, table.blocks, fixed=[MEAN_VARIANCE])
+    own = table.spread[:known]
+    found = fit(table.rows[:known], target / own, table.blocks, fixed=[MEAN_VARIANCE], sampling=sampling / own**2)
     mean, covariance = found.predict(table.rows[wanted])
     # A number that is not known adds its own variance, by what its column is worth.
     worth = found.mean**2 + np.diag(found.covariance)

@@ -121,7 +121,7 @@ def _result(line: bytes) -> Result | None:
         one = Result(
             checkpoint=str(content["checkpoint"]), task=str(content["task"]),
             accuracy=None if content["accuracy"] is None else float(content["accuracy"]),
-            rows=None if content.get("rows") is None else int(content["rows"]), seed=int(content.get("seed", 0)),
+            rows=None if content.get("rows") is None else int(float(content["rows"])), seed=int(content.get("seed", 0)),
             family=str(content.get("family", "")), source=str(content.get("source", "")), facts=_numbers(content.get("facts")),
             scores=_numbers(content.get("scores")), early=_numbers(content.get("early")),
         )  # fmt: skip

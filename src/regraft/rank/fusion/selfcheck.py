@@ -3,7 +3,8 @@
     weighted tau    Vigna's tau with additive hyperbolic weights, the mean of ranking by truth and by prediction
                     (scipy.stats.weightedtau, `rank=True`): what happens at the top counts most
     regret          the best accuracy among the candidates, less that of the one that was predicted to be best
-    coverage        how often the result lies in its predicted 95 % interval, of those that were left out
+    coverage        how often the result lies in its predicted 95 % interval, of those that were left out (as it was measured:
+                    on the rows that it has)
     noise ceiling   tau and regret of one seed's results as the prediction of another's: what a perfect memory of one training
                     reaches; a perfect prediction of the mean over trainings would reach a little more
 
@@ -172,7 +173,7 @@ def _splits(history: Sequence[Result], leave_out: str) -> list[Split]:
 
 def _fused(split: Split, parts: Parts, seed: int) -> tuple[list[float], float | None]:
     candidates = [
-        Candidate(one.checkpoint, one.family, dict(one.facts), dict(one.scores), dict(one.early))
+        Candidate(one.checkpoint, one.family, dict(one.facts), dict(one.scores), dict(one.early), one.rows)
         for one in split.wanted
     ]
     task = split.wanted[0].task

@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike
 from regraft.methods import Source, method
 from regraft.rank.scores.prepared import Given, prepare
 
-BLOCK = 1024  # rows whose similarities to all others are held at once
+BLOCK = 1024  # rows whose similarities to all others are held at once,
+CELLS = 2**21  # and similarities, of which there are two copies: memory does not grow with the number of examples
 DIGITS = 9
 
 
@@ -45,8 +46,9 @@ def knn(features: Given, labels: ArrayLike | None = None, *, seed: int = 0, k: i
     unit = given / np.where(norms > 0, norms, 1.0)
     count, width, credit = len(unit), int(classes.max()) + 1, 0.0
     k = min(k, count - 1)
-    for start in range(0, count, BLOCK):
-        rows = np.arange(start, min(start + BLOCK, count))
+    block = max(1, min(BLOCK, CELLS // count))
+    for start in range(0, count, block):
+        rows = np.arange(start, min(start + block, count))
         # Rounded, so that equal similarities stay equal when the features are rotated or the rows come in another order.
         similar = np.round(unit[rows] @ unit.T, DIGITS)
         similar[np.arange(len(rows)), rows] = -np.inf

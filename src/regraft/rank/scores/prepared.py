@@ -19,7 +19,7 @@ from regraft.randomness import permutation
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
-# Of a column's size: what is left of a constant column when its mean is taken away.
+# Of a column's size: values that differ by no more are one value with rounding errors of whoever made the features.
 ROUNDING = 1e-13
 
 Floats = NDArray[np.float64]
@@ -110,10 +110,13 @@ class Prepared:
 
     @cached_property
     def centred(self) -> Floats:
-        """Features less their mean [N, D]; exactly 0 in columns that differ by no more than the mean's own rounding error."""
+        """Features less their mean [N, D]; exactly 0 in constant columns.
+
+        Those are told by their own range: the mean of N equal numbers is off by a rounding error that grows with N.
+        """
         centred = self.features - self.mean
-        spread, size = np.abs(centred).max(axis=0), np.abs(self.features).max(axis=0)
-        centred[:, spread <= ROUNDING * size] = 0.0
+        high, low = self.features.max(axis=0), self.features.min(axis=0)
+        centred[:, high - low <= ROUNDING * np.maximum(np.abs(high), np.abs(low))] = 0.0
         return _kept(centred)
 
     @cached_property
@@ -143,6 +146,8 @@ Given: TypeAlias = Union[ArrayLike, Prepared]  # noqa: UP007  (ArrayLike has no 
 
 def prepare(features: Given, labels: ArrayLike | None = None) -> Prepared:
     """Checked features and labels; what is prepared already is returned as it is.
+
+    Features that are fp64 already are not copied: change the array afterwards, and what was computed is of the old values.
 
     Raises:
         TaskError: As `checked`; no labels; or other labels than the features were prepared with.

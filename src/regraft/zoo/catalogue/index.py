@@ -22,10 +22,10 @@ from regraft.zoo.catalogue import entries, lineage, writing
 from regraft.zoo.catalogue.catalogue import Catalogue
 from regraft.zoo.catalogue.entries import AGAIN, Entry, Known
 from regraft.zoo.catalogue.text import path_key
-from regraft.zoo.catalogue.walk import Unreadable, walk
 from regraft.zoo.catalogue.workers import Job, Order, Read, Reading, Risks, readings
 from regraft.zoo.record.deep import CODES, weight_files
 from regraft.zoo.record.record import READER, FileFact, Record
+from regraft.zoo.walk import Unreadable, walk
 
 BATCH = 64
 

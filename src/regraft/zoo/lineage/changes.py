@@ -16,11 +16,11 @@ from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.reading import read_raw
 from regraft.checkpoint.sampled import decoded
 from regraft.errors import CheckpointError
-from regraft.zoo.lineage.family import MATCH, fingerprint
+from regraft.zoo.lineage.family import fingerprint
 from regraft.zoo.lineage.model import OUTER, Model
 from regraft.zoo.lineage.sample import roles_of, sample_of
+from regraft.zoo.lineage.thresholds import CHUNK, MATCH
 
-CHUNK = 2**22  # elements that are read at once
 # Of config.json: who wrote it with what; no property of the model.
 NOTES = frozenset({"_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "use_cache"})
 

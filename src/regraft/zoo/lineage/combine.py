@@ -21,12 +21,21 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from regraft.zoo.lineage.direction import Direction
-
-MOST = 8  # sources
-HUBS = 12  # checkpoints that are tried as the origin of changes
-SPARSE_SOURCES = 4
-BASES = 4  # checkpoints that are tried as the base of a sparse merge
-EXPLAINED = 0.8
+from regraft.zoo.lineage.thresholds import (
+    AS_LARGE,
+    BASE_LEAST,
+    BASE_MOST,
+    BASES,
+    EXPLAINED,
+    FOLLOWS,
+    HUBS,
+    MOST,
+    NO_SOURCE,
+    SOURCE_COSINE,
+    SOURCE_SHARE,
+    SPARSE_SOURCES,
+    UNEXPLAINED,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def linear_merges(gram: np.ndarray, noise: np.ndarray, direction: Callable[[int,
     for _, key, child, weights in sorted(ranked, key=lambda one: one[:3]):
         # What follows from shorter relations is no merge of its own.
         rows = np.stack([*taken, weights / np.linalg.norm(weights)])
-        if np.linalg.svd(rows, compute_uv=False)[-1] < 1e-2 or any(one.child == child for one in found):
+        if np.linalg.svd(rows, compute_uv=False)[-1] < FOLLOWS or any(one.child == child for one in found):
             continue
         taken.append(rows[-1])
         sources = sorted((one for one in key if one != child), key=lambda one: (-abs(weights[one]), one))
@@ -119,13 +128,13 @@ def _relation(
             relation = np.zeros(len(gram))
             relation[child] = 1.0
             relation[chosen] = -weights
-            relation[np.abs(relation) < 1e-3] = 0.0
+            relation[np.abs(relation) < NO_SOURCE] = 0.0
             relation[hub] = -relation.sum()
-            if abs(relation[hub]) < 1e-3:
+            if abs(relation[hub]) < NO_SOURCE:
                 relation[hub] = 0.0
             sources = [int(one) for one in np.flatnonzero(relation) if one != child]
             # Rounding may be as large as the changes: then nothing is explained.
-            if len(sources) < 2 or left > 0.02 * min(float(lengths[child, one]) for one in sources):
+            if len(sources) < 2 or left > UNEXPLAINED * min(float(lengths[child, one]) for one in sources):
                 return None
             return relation
     return None
@@ -136,7 +145,7 @@ def _merged_one(
 ) -> int:
     """The one of a relation that was made of the others; see the head of this file."""
     size = np.abs(relation)
-    largest = [one for one in key if size[one] >= 0.93 * size.max()]
+    largest = [one for one in key if size[one] >= AS_LARGE * size.max()]
     if len(largest) == 1:
         return largest[0]
     later = {
@@ -165,7 +174,7 @@ def sparse_merges(sparse: Sparse, done: set[int]) -> list[Merge]:
         equal = [(float((thin[child] == thin[one]).mean()), one) for one in others]
         # Where one source alone survived, the merge equals that source: the base need not be the first.
         for share, base in sorted(equal, key=lambda pair: (-pair[0], pair[1]))[:BASES]:
-            if not 0.03 <= share <= 0.995:
+            if not BASE_LEAST <= share <= BASE_MOST:
                 continue
             merge = _explained(sparse, child, base, [one for one in others if one != base])
             if merge is not None:
@@ -186,10 +195,10 @@ def _explained(sparse: Sparse, child: int, base: int, others: list[int]) -> Merg
     for other in others:
         change = (sparse.values[other].astype(np.float64) - origin)[moving]
         cosine = float(change @ target) / max(1e-300, float(np.linalg.norm(change) * np.linalg.norm(target)))
-        if cosine < 0.1:
+        if cosine < SOURCE_COSINE:
             continue
         ratio, share = _mode(target, change, error)
-        if share >= 0.05:
+        if share >= SOURCE_SHARE:
             sources.append((share, other, ratio, change))
     sources.sort(key=lambda one: (-one[0], one[1]))
     sources = sources[:SPARSE_SOURCES]

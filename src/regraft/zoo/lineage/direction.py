@@ -26,11 +26,7 @@ import numpy as np
 
 from regraft.checkpoint.headers import TensorInfo
 from regraft.zoo.lineage.sample import matrix_of
-
-SHRINKAGE = 2e-3
-MODEL_ERROR = 0.15  # deviation of tau beyond its standard error
-LOST = 0.2  # deviation of tau for two children of one lost parent: their distances to it differ
-ELEMENTS = 2**22  # read of each checkpoint for one pair
+from regraft.zoo.lineage.thresholds import ELEMENTS, LOST, MODEL_ERROR, SHRINKAGE
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ from regraft.checkpoint.headers import TensorInfo
 from regraft.progress import Progress
 from regraft.zoo.lineage.model import OUTER, Model
 from regraft.zoo.lineage.sample import Sample, roles_of, sample_of
-
-MATCH = 0.2  # of sampled matrices; far descendants stay above, independent layers are within 6 / sqrt(sample) of 0
-LEVEL = 0.01  # of a p-value times the number of pairs (Bonferroni)
+from regraft.zoo.lineage.thresholds import CHANCE, LEVEL, MATCH
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ def fingerprint(sample: Sample) -> np.ndarray:
 def _joined(model: Model, sample: Sample, mine: np.ndarray, family: Family, theirs: np.ndarray) -> Member | None:
     """The model as a member; None where it is unrelated, or a layer of it stands for two of the reference's."""
     found = mine @ theirs.T
-    level = max(MATCH, 6 / np.sqrt(mine.shape[1]))
+    level = max(MATCH, CHANCE / np.sqrt(mine.shape[1]))
     best = found.argmax(axis=1)
     good = found[np.arange(len(best)), best] >= level
     layers = {int(best[row]): row for row in range(len(best)) if good[row]}

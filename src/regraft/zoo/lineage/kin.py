@@ -17,6 +17,7 @@ from regraft.zoo.lineage.links import Link, Sight, is_chain, joins, lost_parent,
 from regraft.zoo.lineage.merges import find_merges, with_descendants
 from regraft.zoo.lineage.model import OUTER, names_parent
 from regraft.zoo.lineage.pairs import Pairs
+from regraft.zoo.lineage.thresholds import LOST_SURE
 from regraft.zoo.lineage.tree import forest
 
 DETOUR = "nearer to another child of the parent, but in the direction of that one's change"
@@ -177,7 +178,7 @@ class Kin:
             told = self.pairs.direction(parent, node, slots)
             forward, _, neither = told.likelihoods
             ends = joins(distances, parent, node, above, self.sampled)
-            if lost_parent(ends, (forward, 0.0, neither)) > 0.5:
+            if lost_parent(ends, (forward, 0.0, neither)) > LOST_SURE:
                 return
             words = f"; {direction_in_words(told)}"
         self._add(

@@ -19,11 +19,8 @@ import numpy as np
 from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.reading import as_float32, read_raw
 from regraft.zoo.lineage.sample import matrix_of
+from regraft.zoo.lineage.thresholds import ALIKE, CORNER, COUNTS, FIRST, INHERITED, LEVELS, LOW_RANK, ON_GRID, ZEROS
 
-CORNER = 256
-FIRST = 96  # a smaller corner that shows full rank cheaply
-ZEROS = 0.03  # more of them than in the parent: pruned
-LEVELS = 1024  # of a grid, at most
 # Bits of the mantissa, the leading one counted.
 MANTISSA = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8}
 
@@ -88,7 +85,7 @@ def _rounded(changed: _Changed) -> Kind | None:
             total += child.size
             ticks = np.divide(child, step, out=np.zeros_like(child), where=step > 0)
             coarser += int((np.abs(2 * ticks - np.round(2 * ticks)) < 1e-6).sum())
-        if good >= 0.999 * total and coarser >= 0.999 * total:
+        if good >= ALIKE * total and coarser >= ALIKE * total:
             return Kind("quantised", f"the parent's values rounded to {name} ({good / total:.2%} of {total:,} sampled)")
     return None
 
@@ -108,10 +105,10 @@ def _pruned(changed: _Changed) -> Kind | None:
         f"{after / total:.1%} of the sampled elements of {len(changed)} matrices are zero, "
         f"{before / total:.1%} in the parent"
     )
-    if equal >= 0.999 * kept:
+    if equal >= ALIKE * kept:
         return Kind("pruned", f"{sparsity}; {equal / max(kept, 1):.2%} of the others equal the parent's")
     inherited = sum(int(((child == 0) & (parent == 0)).sum()) for _, parent, child, _, _ in changed)
-    if inherited >= 0.9 * after:
+    if inherited >= INHERITED * after:
         return None
     return Kind("pruned+finetuned", f"{sparsity}; the others changed ({equal / max(kept, 1):.1%} equal)")
 
@@ -193,7 +190,7 @@ def _quantised(changed: _Changed) -> Kind | None:
         near = np.abs(child - parent) <= 0.5 * step * (1 + 1e-3) + 2 * rounding(child, dtype)
         good += int(near.sum())
         total += child.size
-    if good < 0.99 * total:
+    if good < ON_GRID * total:
         return None
     words = f"the values of {len(changed)} matrices lie on a grid (of each {', '.join(sorted(kinds))})"
     return Kind("quantised", f"{words}; {good / total:.2%} within half a step of the parent's")
@@ -203,7 +200,7 @@ def _low_rank(changed: _Changed) -> Kind | None:
     ranks = []
     for _, parent, child, dtype, _ in changed:
         rank = change_rank(child - parent, rounding(child, dtype))
-        if rank is None or rank > min(child.shape) / 4:
+        if rank is None or rank > LOW_RANK * min(child.shape):
             return None
         ranks.append(rank)
     return Kind(
@@ -241,7 +238,7 @@ def is_pruned(parent: np.ndarray, child: np.ndarray) -> bool:
     alive = child != 0
     if (~alive).sum() < (parent == 0).sum() + ZEROS * child.size or not alive.any():
         return False
-    return bool((child[alive] == parent[alive]).mean() >= 0.999)
+    return bool((child[alive] == parent[alive]).mean() >= ALIKE)
 
 
 def was_cut(parent: np.ndarray, child: np.ndarray) -> bool:
@@ -252,12 +249,12 @@ def was_cut(parent: np.ndarray, child: np.ndarray) -> bool:
     dead = child == 0
     if dead.sum() < (parent == 0).sum() + ZEROS * child.size:
         return False
-    return bool(np.square(parent[dead]).mean() >= 0.01 * np.square(parent).mean())
+    return bool(np.square(parent[dead]).mean() >= COUNTS * np.square(parent).mean())
 
 
 def is_rounded(parent: np.ndarray, child: np.ndarray) -> bool:
     """Whether the child is the parent rounded to bf16 or fp16, from samples of matrices (float32)."""
-    return any(not np.array_equal(one, parent) and bool((one == child).mean() >= 0.999) for one in _roundings(parent))
+    return any(not np.array_equal(one, parent) and bool((one == child).mean() >= ALIKE) for one in _roundings(parent))
 
 
 def is_coarse(values: np.ndarray) -> bool:

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from regraft.zoo.lineage.direction import Direction
-
-AT_END = 0.25
-TURN = 0.03  # second trainings of MiniLM: 0.015 and less; separate ones that look like a chain: 0.05 and more
-FREEDOM = 12.0
-SHORT = 0.25  # a first step of less than this of the way tells nothing
+from regraft.zoo.lineage.thresholds import (
+    AT_END,
+    FREEDOM,
+    JOIN_ERROR,
+    LOST_ALONE,
+    LOST_BETWEEN,
+    LOST_JOINED,
+    SHORT,
+    TURN,
+    TURN_ERRORS,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Neighbours:
 
 
 def joins(distances: np.ndarray, first: int, second: int, others: list[int], elements: int) -> list[bool]:
-    """Of every other node z whose joining point is known to 0.1 of the path: whether it joins at one of the two ends.
+    """Of every other node z whose joining point is known to `JOIN_ERROR` of the path: whether it joins at one of the two ends.
 
     At an end x means: within `AT_END` of the shorter of D_xy and D_xz, so that neither a long path nor a far z hides that z
     has left it elsewhere.
@@ -75,7 +81,7 @@ def joins(distances: np.ndarray, first: int, second: int, others: list[int], ele
         if other in (first, second) or length <= 0:
             continue
         one, two = distances[first, other], distances[second, other]
-        if math.sqrt(one / length / elements) > 0.1:
+        if math.sqrt(one / length / elements) > JOIN_ERROR:
             continue
         along = (length + one - two) / 2
         found.append(bool(abs(along) <= AT_END * min(length, one) or abs(length - along) <= AT_END * min(length, two)))
@@ -85,9 +91,9 @@ def joins(distances: np.ndarray, first: int, second: int, others: list[int], ele
 def lost_parent(ends: list[bool], likelihoods: tuple[float, float, float]) -> float:
     """The probability that two neighbours are children of a parent that is not in the zoo.
 
-    Prior: 0.02 where another node joins at one of the two, 1/2 where all that join do so between them, 1/3 without others.
+    The prior goes by whether another node joins at one of the two, or all that join do so between them, or there are no others.
     """
-    prior = 0.02 if any(ends) else 0.5 if ends else 1 / 3
+    prior = LOST_JOINED if any(ends) else LOST_BETWEEN if ends else LOST_ALONE
     forward, backward, neither = likelihoods
     related = (1 - prior) * max(forward, backward)
     return prior * neither / (prior * neither + related)
@@ -106,4 +112,4 @@ def is_chain(distances: np.ndarray, first: int, middle: int, last: int, turn: fl
 def turn_of(parameters: int, elements: int) -> float:
     """The cosine up to which two steps count as at a right angle: trainings of small models have fewer directions to go, and
     the cosine is of a sample."""
-    return max(TURN, FREEDOM / math.sqrt(parameters)) + 3 / math.sqrt(elements)
+    return max(TURN, FREEDOM / math.sqrt(parameters)) + TURN_ERRORS / math.sqrt(elements)

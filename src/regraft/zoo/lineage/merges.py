@@ -8,8 +8,8 @@ import numpy as np
 
 from regraft.zoo.lineage.combine import Merge, Sparse, linear_merges, sparse_merges
 from regraft.zoo.lineage.kinds import rounding
-from regraft.zoo.lineage.links import AT_END, SHORT
 from regraft.zoo.lineage.pairs import Pairs
+from regraft.zoo.lineage.thresholds import AT_END, SHORT
 
 
 def find_merges(pairs: Pairs, nodes: list[int], distances: np.ndarray, slots: list[int]) -> list[Merge]:

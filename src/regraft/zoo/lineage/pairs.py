@@ -14,11 +14,9 @@ from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.identity import weights_id
 from regraft.zoo.lineage.direction import Direction, direction
 from regraft.zoo.lineage.family import Family, Member
-from regraft.zoo.lineage.kinds import ZEROS, is_coarse, is_pruned, is_rounded, kind_of, on_grid, rounding, was_cut
+from regraft.zoo.lineage.kinds import is_coarse, is_pruned, is_rounded, kind_of, on_grid, rounding, was_cut
 from regraft.zoo.lineage.model import OUTER, names_parent
-
-FROZEN = 0.02  # of the sampled elements, equal
-NEAR = 16  # checkpoints that are looked at as the source of a rounded one
+from regraft.zoo.lineage.thresholds import FROZEN, NEAR, ZEROS
 
 
 @dataclass

@@ -7,8 +7,7 @@ import math
 import numpy as np
 
 from regraft.zoo.lineage.links import Link, Neighbours, Sight, joins
-
-SURE = 0.8
+from regraft.zoo.lineage.thresholds import LOST_BETWEEN, LOST_JOINED, SURE
 
 
 def directed(tree: list[Neighbours], sight: Sight, root: int | None) -> list[Link]:
@@ -30,7 +29,7 @@ def directed(tree: list[Neighbours], sight: Sight, root: int | None) -> list[Lin
     for link in tree:
         supported = any(joins(sight.distances, link.first, link.second, nodes, sight.elements))
         score = float(np.logaddexp(orders[link.first], orders[link.second])) - math.log(2)
-        score += math.log(0.02 if supported else 0.5)
+        score += math.log(LOST_JOINED if supported else LOST_BETWEEN)
         away = ways[nodes.index(link.first)]
         for other, (parent, _) in zip(tree, away, strict=True):
             way = 2 if other is link else 0 if parent == other.first else 1

@@ -16,11 +16,7 @@ from regraft.checkpoint.headers import TensorInfo
 from regraft.checkpoint.reading import as_float32, read_at, read_raw
 from regraft.randomness import integers, permutation
 from regraft.zoo.lineage.model import OUTER, Model
-
-TOTAL = 2**16  # elements of matrices, of a whole checkpoint
-LEAST = 256  # of each tensor
-RUN = 64  # neighbouring elements that are read together
-ORDERED = 2**20  # runs: of more, a few are drawn; to put all in order would take memory in proportion to the tensor
+from regraft.zoo.lineage.thresholds import LEAST, ORDERED, RUN, TOTAL
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,7 @@ import numpy as np
 from regraft.zoo.lineage.direction import Direction
 from regraft.zoo.lineage.links import Link, Neighbours, Sight, joins, lost_parent
 from regraft.zoo.lineage.roots import directed
-
-ATTEMPTS = 8  # links that are tried for a checkpoint
-CERTAIN = (1.0, 1e-30, 1e-30)
+from regraft.zoo.lineage.thresholds import ATTEMPTS, BEHIND, CERTAIN, LOST_SURE, NEITHER, NEITHER_JOINED, OPEN
 
 
 def forest(nodes: list[int], sight: Sight, root: int | None = None) -> list[Link]:
@@ -73,12 +71,12 @@ def _linked(nodes: list[int], sight: Sight) -> list[Neighbours]:
             ends = joins(distances, first, second, nodes, sight.elements)
             if known:
                 # Pruning keeps what is large, which looks like growth: tau cannot tell a child from a pruned sibling.
-                neither = 3.0 if sum(ends) > 1 else 60.0
+                neither = NEITHER_JOINED if sum(ends) > 1 else NEITHER
                 forward, backward = (1.0, 1e-30) if known > 0 else (1e-30, 1.0)
             likelihoods = (forward, backward, neither)
             attempts[first] += 1
             attempts[second] += 1
-            if lost_parent(ends, likelihoods) > 0.5 and not _named(first, second, sight, told):
+            if lost_parent(ends, likelihoods) > LOST_SURE and not _named(first, second, sight, told):
                 continue
         part[top(first)] = top(second)
         found.append(Neighbours(first, second, likelihoods, told))
@@ -86,8 +84,8 @@ def _linked(nodes: list[int], sight: Sight) -> list[Neighbours]:
 
 
 def _named(first: int, second: int, sight: Sight, told: Direction) -> bool:
-    """A card may speak where the weights do not: tau is not known to 0.25."""
-    return told.error > 0.25 and (sight.stated(first, second) or sight.stated(second, first))
+    """A card may speak where the weights do not: tau is not known to `OPEN`."""
+    return told.error > OPEN and (sight.stated(first, second) or sight.stated(second, first))
 
 
 def _without_copies(nodes: list[int], sight: Sight) -> np.ndarray:
@@ -100,7 +98,7 @@ def _without_copies(nodes: list[int], sight: Sight) -> np.ndarray:
             continue
         for other in nodes:
             if other not in (copy, original) and other not in sight.retrained:
-                error = 6 * math.sqrt(
+                error = BEHIND * math.sqrt(
                     sight.distances[original, copy] * sight.distances[original, other] / sight.elements
                 )
                 shifted[copy, other] += error

@@ -1,4 +1,7 @@
-"""Find the folders that are checkpoints, by listing alone: what `discover` calls one, without opening or asking each file."""
+"""Find the folders that are checkpoints, by listing alone: nothing is opened, and no file is asked for its status.
+
+The one walker of all that looks for checkpoints: `zoo add`, `--zoo FOLDER`, and the snapshots of a Hub cache.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regraft.zoo import discover
-
 DEPTH = 8
-MARKS = frozenset((*discover._MARKS, discover._ADAPTER, "model.safetensors.index.json", "pytorch_model.bin.index.json"))
+ADAPTER = "adapter_config.json"
+MARKS = frozenset((
+    "config.json", "modules.json", "model_index.json", "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json", ADAPTER,
+))  # fmt: skip
 # Weights that lie in a folder of their own. With folders below it, it may as well be where somebody keeps models.
 WEIGHTS = (".safetensors", ".gguf", ".onnx")
 # What trainers leave inside of the folder that they write the model to.
@@ -26,12 +31,12 @@ class Unreadable:
     problem: str
 
 
-def walk(roots: Sequence[Path], troubles: list[Unreadable], depth: int = DEPTH) -> Iterator[str]:
+def walk(roots: Sequence[Path], troubles: list[Unreadable], depth: int = DEPTH, *, saved: bool = True) -> Iterator[str]:
     """Folders at or below the roots that look like checkpoints, each root's in order of their paths.
 
     Links are followed, but no folder is entered twice, so loops end. Inside a checkpoint only `checkpoint-500` and its like are
-    looked for; hidden folders are passed over. What cannot be listed is added to `troubles`; what vanishes meanwhile is not
-    there.
+    looked for, and not even these unless `saved`; hidden folders are passed over. What cannot be listed is added to `troubles`;
+    what vanishes meanwhile is not there. A folder costs one stat call and one listing, whatever is in it.
     """
     seen: set[tuple[int, int]] = set()
     for root in roots:
@@ -51,8 +56,13 @@ def walk(roots: Sequence[Path], troubles: list[Unreadable], depth: int = DEPTH) 
                 continue
             if is_one:
                 yield folder
-            if left:
+            if left and (saved or not is_one):
                 waiting += [(name, left - 1) for name in sorted(below, reverse=True)]
+
+
+def looks_like_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds the files of a checkpoint or of an adapter, usable or not; one that cannot be listed does not."""
+    return any(walk([folder], [], 0))
 
 
 def _listed(folder: str) -> tuple[bool, list[str]]:
