@@ -18,6 +18,8 @@ from typing import Any
 
 import common
 import merge_tables
+import rank_tables
+import zoo_tables
 
 ROOT = common.HERE.parent
 NAMES = {"regraft": "Regraft", "setfit": "SetFit", "trainer": "Trainer fine-tune", "tfidf": "TF-IDF + LR"}
@@ -141,26 +143,6 @@ def kill(content: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n" + _measured_on(content)
 
 
-def rank_timm(content: dict[str, Any]) -> str:
-    """Order and first choice of each way of predicting."""
-    lines = [
-        "| left out | predicted by | weighted tau | regret, points | inside the interval | sets |",
-        "|---|---|---|---|---|---|",
-    ]
-    for key, cell in content["cells"].items():
-        for name, way in sorted(cell["ways"].items(), key=lambda one: -one[1]["weighted_tau"]):
-            inside = "-" if way["coverage"] is None else f"{way['coverage']:.1%}"
-            lines.append(
-                f"| {key} | {name} | {way['weighted_tau']:.3f}{_between(way.get('tau_interval'), 3)} | "
-                f"{way['regret_points']:.2f}{_between(way.get('regret_interval'), 2)} | {inside} | {way['sets']} |"
-            )
-    return "\n".join(lines) + "\n" + _measured_on(content)
-
-
-def _between(interval: list[float] | None, digits: int) -> str:
-    return "" if interval is None else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
-
-
 def _measured_on(content: dict[str, Any]) -> str:
     used = {cell["machine"] for cell in content["cells"].values()}
     machines = {
@@ -171,9 +153,18 @@ def _measured_on(content: dict[str, Any]) -> str:
     return f"\nMeasured on: {'; '.join(sorted(machines))}.\n"
 
 
+def _with_machine(show: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+    return lambda content: show(content) + _measured_on(content)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "classification": classification, "features": features, "budget": budget, "kill": kill,
-    "rank_timm": rank_timm, "merge_speed": merge_tables.speed,
+    "merge_speed": merge_tables.speed, "merge_quality": merge_tables.quality, "merge_claims": merge_tables.claims,
+    **{name: _with_machine(show) for name, show in {
+        "rank_truth": rank_tables.truth, "rank_selfcheck": rank_tables.selfcheck, "rank_speed": rank_tables.speed,
+        "rank_timm": rank_tables.timm, "zoo_index": zoo_tables.index, "zoo_query": zoo_tables.query,
+        "zoo_lineage": zoo_tables.lineage,
+    }.items()},
 }  # fmt: skip
 
 

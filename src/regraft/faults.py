@@ -18,6 +18,7 @@ REUSE = (
     "leg written",
     "leg measured",
     "soup measured",
+    "cut written",
     "family chosen",
     "member aside",
     "member written",

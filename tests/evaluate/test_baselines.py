@@ -128,3 +128,9 @@ def test_seconds_grow_with_what_is_read_and_with_what_is_told_apart() -> None:
     few, many = (seconds_a_text(["x" * 500], classes) for classes in (10_000, 20_000))
     assert many == pytest.approx(2 * few, rel=0.01)
     assert many - few == pytest.approx(10 * (seconds_a_text(["x" * 50], 20_000) - seconds_a_text(["x" * 50], 10_000)))
+
+
+def test_nearly_as_many_classes_as_texts_are_no_warning() -> None:
+    """scikit-learn takes them for a regression and says so; warnings are errors here."""
+    texts = [f"word{number} and word{number + 1}" for number in range(40)]
+    assert tfidf(texts, np.arange(40), 40).predict(texts[:2]).shape == (2, 40)

@@ -21,6 +21,17 @@ def toy_zoo(tiny_bert: Path) -> str:
     return f"{tiny_bert},{tiny_bert}#layers=2"
 
 
+# Where cuts are tested; elsewhere they would only take time.
+_WITH_CUTS = ("test_cuts.py", "test_reuse.py")
+
+
+@pytest.fixture(autouse=True)
+def without_cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cut members, but in the tests of them and of the whole job."""
+    if request.path.name not in _WITH_CUTS:
+        monkeypatch.setattr("regraft.planner.cuts.MOST_CUTS", 0)
+
+
 @pytest.fixture
 def run_reuse(toy_zoo: str, toy_task_files: Path, tmp_path: Path) -> Reuse:
     """`reuse` on the toy task, with a store of its own."""

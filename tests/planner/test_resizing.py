@@ -9,19 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageClassification
 
 from regraft import certificate
-from regraft.anatomy import open_bound
+from regraft.anatomy import Settings, open_bound
+from regraft.anatomy.tiny import random_checkpoint
 from regraft.checkpoint import open_checkpoint
 from regraft.errors import BudgetError, NonFiniteError, RegraftError, ResizeError
+from regraft.planner import stock
+from regraft.planner.recovery import Recovery
 from regraft.planner.resizing import resize_one, shapes_of
 from regraft.planner.single import verify_folder
 from regraft.planner.stock import resize_stock
 from regraft.planner.wishes import Corpus
 from regraft.resize.certificate import checks, speed
 from regraft.resize.certificate.fresh import Loaded, load_afresh
+from regraft.resize.dial import search
 
 TEXTS = ["the cat and the dog", "rain again today", "a nice old song", "we heard the drum", "snow by the house"]
 
@@ -32,6 +36,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "load_afresh", lambda folder, kind, size: Loaded(kind=kind))
     monkeypatch.setattr(checks, "check_anatomy", lambda _: [])
     monkeypatch.setattr(speed, "SECONDS", 0.01)
+    monkeypatch.setattr(checks, "SLOWER", float("inf"))  # a busy machine is no fault
 
 
 @pytest.fixture
@@ -55,6 +60,100 @@ def test_a_limit_and_a_task(tiny_bert: Path, toy_task_files: Path, tmp_path: Pat
     verdicts = verify_folder(tmp_path / "out", str(toy_task_files))
     assert {one.outcome for one in verdicts} == {"pass"}
     assert open_checkpoint(str(tmp_path / "out")).labels is not None
+
+
+def test_what_is_reported_of_a_shape_is_its_score_on_validation_texts(
+    tiny_classifier: Path, toy_task_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a checkpoint with a head for these labels, which teaches. What scores and trains is given here."""
+    scores: dict[int, float] = {}
+
+    def score(_: Recovery, folder: Path) -> float:
+        weights = open_checkpoint(str(folder)).parameters
+        return scores.setdefault(weights, 0.25 + 0.5 / (1 + len(scores)))
+
+    monkeypatch.setattr(Recovery, "score", score)
+    limit = int(0.8 * open_checkpoint(str(tiny_classifier)).parameters)
+    found = resize_one(str(tiny_classifier), f"params={limit}", str(toy_task_files), tmp_path / "out", budget="6s")
+    assert {one["score"] for one in found["tried"]} == set(scores.values())
+    step = next(one for one in found["steps"] if one["what"].startswith("cut"))
+    assert step["measure"] == "probe of training texts, on validation texts" and step["score"] in scores.values()
+    assert all(one["measure"] == "validation accuracy" for one in found["steps"] if one["what"].startswith("recover"))
+    assert found["taught"]
+
+
+def test_units_are_chosen_by_other_texts_than_shapes_are_scored_by(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+
+    class Compared(stock.Agreement):
+        def __init__(self, opened: Any, texts: Any) -> None:
+            compared.extend(texts)
+            super().__init__(opened, texts)
+
+    monkeypatch.setattr(stock, "Agreement", Compared)
+    chosen: list[str] = []
+    measure = search.scores
+    monkeypatch.setattr(search, "scores", lambda *given, texts, **more: chosen.extend(texts) or
+                        measure(*given, texts=texts, **more))  # fmt: skip
+    resize_stock(str(tiny_bert), tmp_path / "out", to="params=20k", texts=TEXTS)
+    assert sorted([*chosen, *compared]) == sorted(TEXTS) and chosen and compared
+
+
+VIT = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 8, "patch_size": 4, "hidden_size": 24,
+       "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 40}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random ViT in float32."""
+    folder = tmp_path_factory.mktemp("images") / "vit"
+    random_checkpoint(Settings(VIT), folder)
+    tensors = {name: one.float() for name, one in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["params", "bytes", "latency"])
+def test_a_model_of_images_is_resized_by_its_weights(kind: str, vit: Path, tmp_path: Path, nothing_left: None) -> None:
+    tensors = load_file(vit / "model.safetensors")
+    count, size = sum(one.numel() for one in tensors.values()), sum(one.nbytes for one in tensors.values())
+    limit = {"params": int(0.7 * count), "bytes": int(0.7 * size) + 20_000, "latency": 1000}[kind]
+    found = resize_stock(
+        str(vit), tmp_path / "out", to=f"{kind}={limit}{'ms' if kind == 'latency' else ''}", budget="4s"
+    )
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 8, 8)).logits.shape == (1, 2)
+    assert any(note.startswith("No texts: units stay by magnitude") for note in found["notes"])
+    if kind == "latency":
+        assert found["latency"]["resized"]["median_ms"] <= limit
+        return
+    assert found["parameters"] < count and set(found["steps"][0]["by"].values()) == {"magnitude"}
+    assert found[{"params": "parameters", "bytes": "bytes"}[kind]] <= limit
+    claims = {one.check: one.passed for one in certificate.read(tmp_path / "out")}
+    assert claims["resize computes"] and claims["resize latency"]
+    assert {one.outcome for one in verify_folder(tmp_path / "out")} == {"pass"}
+
+
+def test_what_a_model_of_images_has_no_use_for_is_refused(
+    vit: Path, toy_task_files: Path, tmp_path: Path, nothing_left: None
+) -> None:
+    for wishes, words in (
+        ({"texts": TEXTS}, "is of vit, which reads no texts, and texts are given"),
+        (
+            {"criterion": "activation"},
+            "the criterion activation runs the model over texts. Choose among first, magnitude, random, or",
+        ),
+    ):
+        with pytest.raises(ResizeError) as raised:
+            resize_stock(str(vit), tmp_path / "out", to="params=10k", **wishes)
+        assert words in str(raised.value)
+    with pytest.raises(ResizeError, match="of vit, which reads no texts, and a task has nothing else"):
+        resize_one(str(vit), "params=10k", str(toy_task_files), tmp_path / "out")
+    with pytest.raises(ResizeError, match="of vit, which reads no texts"):
+        resize_stock(str(vit), tmp_path / "out", vocabulary=True, texts=TEXTS)
 
 
 def test_sizes_are_cut(tiny_bert: Path, tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:

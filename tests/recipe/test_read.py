@@ -195,3 +195,49 @@ def test_what_cannot_be_merged_is_refused_with_its_line(old: str, new: str, word
         read_recipe(path)
     assert words in str(caught.value)
     assert "line " in str(caught.value)
+
+
+CUT = """\
+regraft: 1
+task: {reference: data}
+steps:
+  small: {op: export, model: small.resize}
+  small.resize: {op: resize, model: one, sizes: {layer: 2, ffn: 20}, texts: 60, legs: [[4, 4]]}
+  measured: {op: evaluate, model: small.resize}
+  one: {op: adapt, checkpoint: tiny, method: full, head: {view: last}}
+"""
+
+
+def test_a_cut_comes_after_its_model(path: Path) -> None:
+    path.write_text(CUT)
+    steps = read_recipe(path).steps
+    assert [step.name for step in steps] == ["one", "small.resize", "small", "measured"]
+    assert steps[1].values["sizes"] == {"layer": 2, "ffn": 20}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("{layer: 2, ffn: 20}", "{}", "expected a mapping from axes to whole numbers"),
+        ("{layer: 2, ffn: 20}", "{layer: 0}", "expected a mapping from axes to whole numbers"),
+        ("{layer: 2, ffn: 20}", "half", "expected a mapping from axes to whole numbers"),
+        ("sizes: {layer: 2, ffn: 20}, ", "", "step 'small.resize' lacks sizes"),
+        ("texts: 60", "texts: 0", "expected a whole number of at least 1"),
+        ("texts: 60", "criterion: random", "no key 'criterion'"),
+        ("resize, model: one", "resize, model: measured", "need each other"),
+        ("method: full", "method: as-is", "cuts 'one', which is as it came"),
+        ("view: last", "view: mean", "or has a weight for each layer"),
+        (
+            "  measured: {op: evaluate, model: small.resize}",
+            "  less: {op: resize, model: small.resize, sizes: {layer: 1}}",
+            "cuts 'small.resize', which is cut already",
+        ),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_with_its_line(old: str, new: str, words: str, path: Path) -> None:
+    assert old in CUT
+    path.write_text(CUT.replace(old, new, 1))
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    assert words in str(caught.value)
+    assert "line " in str(caught.value)

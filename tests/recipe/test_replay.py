@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,26 @@ def test_a_merge_is_the_average_of_models_that_need_not_be_exported(
     assert {path.name for path in (tmp_path / "alone").iterdir()} == {"soup"}
     same = dict(load_member(Path(alone["path"])).named_parameters())
     assert all(torch.equal(value, merged[name]) for name, value in same.items())
+
+
+def test_a_cut_has_the_sizes_that_the_recipe_says(
+    content: Content, run: Run, toy_task_files: Path, tmp_path: Path
+) -> None:
+    steps = content["steps"]
+    steps["full.adapt"]["head"]["view"] = "last"
+    steps["small.resize"] = {
+        "op": "resize", "model": "full.adapt", "sizes": {"layer": 1, "ffn": 32}, "settings": {"distill": 0.5}, "legs": [[3, 3]]
+    }  # fmt: skip
+    steps["small"] = {"op": "export", "model": "small.resize"}
+    models = {model["name"]: model for model in run(content)["models"]}
+    config = json.loads((Path(models["small"]["path"]) / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["intermediate_size"]) == (1, 32)
+    verdicts = certificate.verify(Path(models["small"]["path"]), Context(load_task(str(toy_task_files))))
+    assert {verdict.outcome for verdict in verdicts} == {"pass"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"probe", "full", "small"}
+    steps["small.resize"]["settings"] = {}
+    plain = {model["name"]: model["weights_id"] for model in run(content, "plain")["models"]}
+    assert plain["full"] == models["full"]["weights_id"] and plain["small"] != models["small"]["weights_id"]
 
 
 def test_a_classifier_as_it_is(tiny_classifier: Path, content: Content, run: Run) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from regraft import anatomy
@@ -16,6 +17,9 @@ from regraft.anatomy import Opened, Settings, open_bound
 from regraft.anatomy.tiny import load_exactly, outputs, random_checkpoint
 from regraft.checkpoint.quiet import quiet
 from regraft.errors import ResizeError
+from regraft.resize.certificate.same import difference
+from regraft.resize.certificate.steps import asked, cut_step, grow_step, store_step
+from regraft.resize.cuts import cut
 from regraft.resize.formats.half import to_half
 from regraft.resize.formats.int8 import int8_rounded, load_int8, pack_int8
 from regraft.resize.formats.int8_module import Int8Linear
@@ -162,3 +166,27 @@ def test_sixteen_bits(name: str, tiny: Callable[[str], Opened], tmp_path: Path) 
         assert torch.equal(model.get_parameter(key), one.float().bfloat16().double()), key
     assert 0 < apart(computed(whole), computed(model)) < 0.3
     assert np.isfinite(apart(computed(whole), computed(model)))
+
+
+@EVERY
+def test_sixteen_bits_are_held_as_exactly_as_others(name: str, tiny: Callable[[str], Opened], tmp_path: Path) -> None:
+    """Stored as bfloat16, cut in it, and grown in it: nothing is allowed for rounding."""
+    whole = tiny(name)
+    done = to_half(whole, "bf16", tmp_path / "half")
+    half = open_bound(str(tmp_path / "half"))
+    found = difference(whole, half, asked([store_step("bf16", done)]))
+    assert found.within and found.tolerance == 1e-10 and found.rounding is not None and found.rounding > 1e-6
+    made = cut(half, {"ffn": 7}, tmp_path / "small", criterion="magnitude")
+    small = open_bound(str(tmp_path / "small"))
+    found = difference(half, small, asked([cut_step(half, made.kept, made.plan, {})]))
+    assert found.within and found.tolerance == 1e-10 and found.rounding is None
+    grown = grow(str(half.folder), "lemon", {"ffn": 17}, tmp_path / "large", check=False)
+    found = difference(half, open_bound(str(tmp_path / "large")), asked([grow_step(grown, 0)]))
+    assert found.within and found.tolerance == 1e-10 and found.rounding is not None and found.rounding > 1e-6
+    tensors = load_file(tmp_path / "small" / "model.safetensors")
+    key = next(one for one in sorted(tensors) if tensors[one].ndim == 2 and 7 in tensors[one].shape)
+    tensors[key][0] *= 1 + 2.0**-6
+    save_file(tensors, tmp_path / "small" / "model.safetensors", metadata={"format": "pt"})
+    assert not difference(
+        half, open_bound(str(tmp_path / "small")), asked([cut_step(half, made.kept, made.plan, {})])
+    ).within

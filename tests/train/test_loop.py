@@ -154,6 +154,35 @@ def test_a_batch_of_many_tokens_goes_through_in_parts_to_the_same_end(
     close(state.averaged, averaged)
 
 
+def test_the_loss_beside_a_teacher_is_that_of_the_paper() -> None:
+    """Written out in float64: the softened cross-entropy times T^2, and the label's."""
+    random = np.random.default_rng(4)
+    z, t, labels = random.normal(size=(5, 3)), 3.0 * random.normal(size=(5, 3)), np.array([0, 2, 1, 1, 0])
+
+    def logs(values: np.ndarray) -> np.ndarray:
+        return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
+
+    hard = -logs(z)[np.arange(5), labels].mean()
+    soft = -(np.exp(logs(t / 3.0)) * logs(z / 3.0)).sum(axis=1).mean()
+    given = [torch.from_numpy(one) for one in (z, labels, t)]
+    for share in (0.0, 0.3, 1.0):
+        found = loop.loss_of(*given, replace(SETTINGS, distill=share, temperature=3.0))
+        assert float(found) == pytest.approx((1 - share) * hard + share * 9.0 * soft, abs=1e-12)
+    assert float(loop.loss_of(*given[:2], None, replace(SETTINGS, distill=0.5))) == pytest.approx(hard, abs=1e-12)
+
+
+def test_a_model_learns_what_its_teacher_says(data: Data) -> None:
+    """The teacher says the opposite of the labels; without a share in the loss it changes nothing."""
+    opposite = np.where(np.eye(2)[data.labels] == 1.0, -4.0, 4.0).astype(np.float32)
+    taught = replace(data, teacher=opposite)
+    assert same(run(taught, [Leg(5)]), run(data, [Leg(5)]))
+    model, how = toy(), replace(SETTINGS, learning_rate=0.05, head_learning_rate=0.05, distill=1.0)
+    train_leg(model, taught, how, begin(model), Leg(60))
+    with torch.no_grad():
+        found = model(**data.tokens.batch(np.arange(len(data.labels)))).argmax(dim=1).numpy()
+    assert (found == 1 - data.labels).mean() > 0.9
+
+
 def test_two_legs_are_one_longer_leg(data: Data, tmp_path: Path) -> None:
     whole = run(data, [Leg(13)])
     assert same(run(data, [Leg(5), Leg(8)]), whole)

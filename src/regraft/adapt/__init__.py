@@ -2,7 +2,7 @@
 
 from regraft.adapt.adaptation import Adaptation, Plan, classifier_from
 from regraft.adapt.average import Kept, combine, keep_weights, kept_state, kept_weights
-from regraft.adapt.heads import VIEWS, Head, View, load_head, probe, save_head
+from regraft.adapt.heads import VIEWS, Head, View, head_of, load_head, probe, save_head
 from regraft.adapt.tuning import Tuning, full, lora
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "classifier_from",
     "combine",
     "full",
+    "head_of",
     "keep_weights",
     "kept_state",
     "kept_weights",

@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from regraft.budget import Deadline
+from regraft.checkpoint.classifier import TextClassifier
 from regraft.errors import StoreError
 from regraft.methods import Source, method
 from regraft.store import whole_folder
@@ -55,6 +56,11 @@ class Head:
         given = view_of(features, self.view)
         return np.asarray(given @ self.weight.T + self.bias, dtype=np.float32)
 
+    @property
+    def hidden(self) -> int:
+        """Hidden units of the encoder that it reads."""
+        return int(self.weight.shape[1]) // (2 if self.view == "both" else 1)
+
     def layer_weights(self, layers: int) -> list[float] | None:
         """The weights of the L+1 hidden states that this head's view stands for; None for the last alone."""
         return [1.0] * (layers + 1) if self.view == "mean" else None
@@ -92,6 +98,15 @@ def probe(
     most = ITERATIONS if iterations is None else iterations
     fitted = fit_logistic(given, labels, n_classes, l2=l2, max_iter=most, seed=seed, deadline=deadline)
     return Head(view, fitted.weight, fitted.bias, fitted.l2, fitted.iterations)
+
+
+def head_of(classifier: TextClassifier) -> Head:
+    """The head of a classifier as it is now, trained or not."""
+    view: View = "both" if classifier.first_token else "last" if classifier.layer_weights is None else "mean"
+    weight, bias = (
+        value.detach().float().cpu().numpy().copy() for value in (classifier.head.weight, classifier.head.bias)
+    )
+    return Head(view, weight, bias)
 
 
 def save_head(head: Head, folder: Path) -> None:

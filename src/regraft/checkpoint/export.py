@@ -46,6 +46,14 @@ def write_classifier(classifier: Classifier, folder: Path, about: Mapping[str, A
     (folder / ABOUT).write_text(json.dumps(content, indent=2) + "\n")
 
 
+def write_encoder(classifier: TextClassifier, folder: Path) -> None:
+    """Write encoder and tokenizer alone into an empty folder, as stock transformers does; the head stays behind."""
+    classifier.tokenizer.model_max_length = classifier.max_length
+    with quiet():
+        classifier.encoder.save_pretrained(folder)
+        classifier.tokenizer.save_pretrained(folder)
+
+
 def _write_modules(classifier: TextClassifier, folder: Path) -> None:
     encoder = classifier.encoder
     encoder.config.id2label = dict(enumerate(classifier.labels))

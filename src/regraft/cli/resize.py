@@ -185,6 +185,8 @@ def _print_done(done: dict[str, Any]) -> None:
         typer.echo(f"{axis} is not cut: {reason}")
     for note in done["notes"]:
         typer.echo(note)
+    if done["taught"]:
+        typer.echo("The original taught it: a share of the loss is to agree with its probabilities")
     latency, original = done["latency"], done["original"]
     before = "" if original["test"] is None else f"; the original {original['test']['accuracy']:.1%} as it is"
     typer.echo(

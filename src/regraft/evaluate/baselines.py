@@ -175,6 +175,8 @@ def tfidf(texts: Sequence[str], labels: NDArray[np.int64], n_classes: int, *, re
         return Tfidf(length, vectoriser, weight, bias)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # see PASSES
+        # One text or two a class: said of the task where it is read.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%", UserWarning)
         passes = max(PASSES, STEPS // len(labels))
         model = LogisticRegression(C=regularisation, solver="sag", max_iter=passes, tol=1e-3, random_state=0)
         model.fit(matrix, labels)

@@ -27,6 +27,7 @@ class Made:
             "probe": "A linear head on the frozen encoder (mean over tokens), fitted by logistic regression.",
             "full": "The head was fitted first, then the encoder was trained together with it.",
             "soup": "The average of the weights of several adaptations of one checkpoint, chosen on validation data.",
+            "cut": "A fine-tune of the checkpoint was cut, and trained again; regraft.json says which units stayed.",
             "lora": "The head was fitted first, then low-rank updates were trained and folded into the weights.",
         }.get(self.method, f"Made with the method {self.method}.")
         steps = sum(steps for steps, _ in self.legs)

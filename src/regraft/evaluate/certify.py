@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ def write_certified(
     parameters, size = member_size(folder)
     known = {**figures, "parameters": parameters, "bytes": size}
     claims = _claims(folder, classifier, parent, task, known)
+    if "kept" in (step := made.settings.get("cut") or {}):
+        claims.append(_cut_claim(folder, step, made.legs))
     if not all(claim.passed for claim in claims):
         raise CheckpointError(
             f"Stock {classifier.format} computes something else from {name} than was measured.",
@@ -127,6 +129,24 @@ def _claims(
               {"task": task.reference, "task_id": task.task_id, "rows": figures["test_rows"], "metric": task.metric,
                "value": figures["test"][task.metric], "tolerance": SCORE_TOLERANCE}),
     ]  # fmt: skip
+
+
+def _cut_claim(folder: Path, step: Mapping[str, Any], legs: Sequence[tuple[int, int]]) -> Claim:
+    """What a cut left (see `resize.certificate.steps.cut_step`), and how long that was trained."""
+    after, trained = dict(step["after"]), sum(steps for steps, _ in legs)
+    by = ", ".join(dict.fromkeys(step["by"].values()))
+    return Claim(
+        "cut", f"it has the layers and widths that a cut by {by} left, trained again for {trained:,} steps", "exact", "folder",
+        _sizes(folder, after) == after,
+        {"before": dict(step["before"]), "after": after, "by": dict(step["by"]), "texts": step["texts"], "steps": trained},
+    )  # fmt: skip
+
+
+def _sizes(folder: Path, axes: Iterable[str]) -> dict[str, int]:
+    from regraft.anatomy import open_bound
+
+    found = open_bound(str(folder)).binding.sizes
+    return {axis: int(found[axis]) for axis in axes}
 
 
 def member_size(folder: Path) -> tuple[int, int]:
@@ -189,6 +209,16 @@ def _size(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
     parameters, size = member_size(folder)
     expected = (claim.values["parameters"], claim.values["bytes"])
     return ("pass" if (parameters, size) == expected else "fail"), f"{parameters:,} parameters, {size:,} bytes"
+
+
+@checks("cut")
+def _cut(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
+    try:
+        found = _sizes(folder, claim.values["after"])
+    except (RegraftError, KeyError) as fault:
+        return "fail", f"its axes cannot be read: {fault}"
+    said = ", ".join(f"{axis} {size}" for axis, size in found.items())
+    return ("pass" if found == claim.values["after"] else "fail"), said
 
 
 @checks("test")

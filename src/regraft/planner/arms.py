@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from regraft import faults
 from regraft.adapt import Adaptation, Head, Plan
 from regraft.checkpoint import Checkpoint, load_tokenizer, max_length
@@ -61,6 +63,8 @@ class Trainer:
         self._job = job
         self._open: tuple[str, Adaptation] | None = None
         self._data: dict[str, tuple[Data, Tokens]] = {}
+        # By name of a checkpoint: a teacher's logits of the training texts, which arms on it are trained beside.
+        self.teachers: dict[str, np.ndarray] = {}
         self._seconds_a_step: dict[tuple[str, str], float] = {}
 
     def arm(self, checkpoint: Checkpoint, head: Head, plan: Plan, name: str) -> Arm:
@@ -182,7 +186,11 @@ class Trainer:
             task, length = self._job.task, max_length(arm.checkpoint)
             tokenizer = load_tokenizer(arm.checkpoint)
             self._data[key] = (
-                Data(tokenize(tokenizer, task.train.texts, length), task.train.labels),
+                Data(
+                    tokenize(tokenizer, task.train.texts, length),
+                    task.train.labels,
+                    self.teachers.get(arm.checkpoint.name),
+                ),
                 tokenize(tokenizer, task.validation.texts, length),
             )
         return self._data[key]

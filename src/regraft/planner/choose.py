@@ -59,7 +59,7 @@ def _explain(
     one: Candidate, names: list[str], beaten: dict[str, str], on_front: set[str], strongest: dict[str, Any], floor: float,
     metric: str, sides: str,
 ) -> None:  # fmt: skip
-    made = f"{one.reason}; " if one.parts else ""
+    made = f"{one.reason}; " if one.parts or one.cut is not None else ""
     if one.name in names:
         one.status, one.reason = "in family", f"{made}on the front of {sides}"
     elif one.status in ("stopped", "cut short"):

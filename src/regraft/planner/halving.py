@@ -61,7 +61,6 @@ def train_best(job: Job, trainer: Trainer) -> None:
     best = max(trainable, key=lambda one: (quality[one.name], -one.checkpoint.parameters, one.name))
     small = half_size(trainable, best, quality)
     settings = _number_format(job, trainer, best, small)
-    heads = _tried(job)
     plan = job.decide("brackets", "how much to train", lambda: _brackets(job, trainer, best, small))
     if plan["small"] and small is not None:
         arm = _arm(trainer, small, Plan("full", settings, {}, job.seed))
@@ -74,24 +73,26 @@ def train_best(job: Job, trainer: Trainer) -> None:
         )
         _halve(job, trainer, "main", arms, Limit(epochs, plan["main_legs"]))
     trainer.close()
-    _note_unused(job, heads)
 
 
-def _note_unused(job: Job, heads: int) -> None:
+def note_unused(job: Job) -> None:
     """Say how many of the trials that were given nothing was left to use for."""
     if job.budget.trials is None:
         return
-    done = [key for key, _, _ in job.run.ledger.entries() if key.startswith("leg/") and key.endswith("/done")]
-    unused = job.budget.trials - heads - len(done)
+    heads, legs = trials_used(job)
+    unused = job.budget.trials - heads - legs
     if unused > 0:
-        why = f"{heads} heads and models as they are, {len(done)} legs of training; halving has no use for more"
+        why = f"{heads} heads and models as they are, {legs} legs of training; halving has no use for more"
         job.note("unused trials", f"{unused} of {job.budget.trials} trials are not used", why)
         job.progress.say(f"{unused} of {job.budget.trials} trials are not used: {why}")
 
 
-def _tried(job: Job) -> int:
-    """Trials used so far; what only stands in the table to compare with is none."""
-    return sum(one.status != "baseline" for one in job.candidates.values())
+def trials_used(job: Job) -> tuple[int, int]:
+    """Trials used so far: heads and models as they are, and legs of training. What only stands in the table to compare with, and
+    a soup, is none."""
+    untrained = [one for one in job.candidates.values() if one.plan is None and not one.parts]
+    done = [key for key, _, _ in job.run.ledger.entries() if key.startswith("leg/") and key.endswith("/done")]
+    return sum(one.status != "baseline" for one in untrained), len(done)
 
 
 def _number_format(job: Job, trainer: Trainer, best: Candidate, small: Candidate | None) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _brackets(
     arm = _arm(trainer, best, Plan("full", {}, {}, job.seed))
     nothing: dict[str, Any] = {"arms": 0, "small": 0.0, "small_legs": 0, "main_legs": 0}
     if not job.timed:
-        legs = (job.budget.trials or 0) - _tried(job)
+        legs = (job.budget.trials or 0) - trials_used(job)[0]
         if legs < 1:
             return nothing, "the trials went into probe heads"
         with_small = small is not None and legs >= 4

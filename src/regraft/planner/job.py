@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,29 @@ from regraft.train.loop import Leg
 from regraft.zoo import Zoo
 
 
+@dataclass(frozen=True)
+class CutFrom:
+    """Where a cut candidate comes from.
+
+    Args:
+        name: Of the trained candidate that was cut.
+        checkpoint: Of the zoo, that one's own.
+        sizes: Units that stay, by axis.
+        step: The record of the cut (see `resize.certificate.steps`).
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    sizes: Mapping[str, int]
+    step: Mapping[str, Any]
+
+    def said(self) -> str:
+        """In words: cut from minilm-l6-full, ffn 1536 to 864, layer 6 to 4."""
+        before = self.step["before"]
+        words = ", ".join(f"{axis} {before[axis]} to {keep}" for axis, keep in self.step["after"].items())
+        return f"cut from {self.name}, {words}"
+
+
 @dataclass
 class Candidate:
     """Something that was tried on a checkpoint and measured on validation data."""
@@ -36,6 +59,8 @@ class Candidate:
     legs: list[Leg] = field(default_factory=list)
     # Of a soup: the candidates whose weights it averages.
     parts: list[str] = field(default_factory=list)
+    # Of one that was cut out of another: its checkpoint is what was left.
+    cut: CutFrom | None = None
     validation: dict[str, Any] | None = None
     curve: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -47,6 +72,11 @@ class Candidate:
     def quality(self, metric: str) -> float:
         """Validation score under the task's metric; -1 when it was not measured."""
         return -1.0 if self.validation is None else float(self.validation[metric])
+
+    @property
+    def parent(self) -> Checkpoint:
+        """The checkpoint of the zoo that it was made from."""
+        return self.checkpoint if self.cut is None else self.cut.checkpoint
 
     @property
     def competes(self) -> bool:

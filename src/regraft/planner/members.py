@@ -74,18 +74,21 @@ def _make(job: Job, trainer: Trainer, candidate: Candidate) -> dict[str, Any]:
     settings: dict[str, Any] = {} if plan is None else {**plan.settings, **plan.options}
     if candidate.parts:
         settings["models"] = candidate.parts
+    if candidate.cut is not None:
+        settings |= {"from": how_made(job.candidates[candidate.cut.name]), "cut": dict(candidate.cut.step)}
     made = Made(candidate.method, settings, [(leg.steps, leg.decay) for leg in candidate.legs], job.seed)
     with whole_folder(job.run.family / candidate.name) as aside:
         figures = {"test": seen, "test_rows": rows, **speed}
-        facts = write_certified(classifier, aside, candidate.name, candidate.checkpoint, job.task, made, figures)
+        facts = write_certified(classifier, aside, candidate.name, candidate.parent, job.task, made, figures)
         faults.point("member aside")
     faults.point("member written")
     return {
         "name": candidate.name,
         "path": str(job.run.family / candidate.name),
         "checkpoint": candidate.checkpoint.name,
-        "reference": candidate.checkpoint.reference,
+        "reference": candidate.parent.reference,
         "method": candidate.method,
+        "cut_from": None if candidate.cut is None else candidate.cut.name,
         "encoder_parameters": candidate.checkpoint.encoder_parameters,
         **facts,
         **speed,
@@ -94,6 +97,12 @@ def _make(job: Job, trainer: Trainer, candidate: Candidate) -> dict[str, Any]:
         "test": seen,
         "test_rows": rows,
     }
+
+
+def how_made(candidate: Candidate) -> dict[str, Any]:
+    """How the candidate that another was cut out of was made."""
+    legs = [[leg.steps, leg.decay] for leg in candidate.legs]
+    return {"name": candidate.name, "method": candidate.method, "models": list(candidate.parts), "legs": legs}
 
 
 def _speed(job: Job, candidate: Candidate, classifier: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from regraft.checkpoint import Checkpoint
 from regraft.errors import StoreError, TaskError
 from regraft.planner.job import Candidate, Job
 from regraft.rank.fusion import fusion
-from regraft.rank.fusion.history import Result, add_results, history_file, latest, read_history
+from regraft.rank.fusion.history import Result, add_results, history_file, in_words_passed, latest, read_history
 from regraft.rank.fusion.selfcheck import selfcheck
 
 # Tasks with a choice among at least three, below which the history says nothing of the fusion.
@@ -93,7 +93,10 @@ def _trusted(job: Job) -> tuple[bool, str]:
     """Whether the fusion's first choices lost less than a probe's alone, each task of the history left out in turn."""
     few = f"fewer than {FEWEST_TASKS} tasks of the history had a choice: the order is by the best probe"
     try:
-        history = _history(job)
+        passed: list[int] = []
+        history = _history(job, passed)
+        if passed:
+            job.progress.say(in_words_passed(passed, history_file(job.store.root)))
         if len({one.task for one in history}) < FEWEST_TASKS:
             return False, few
         found = {one.name: one for one in selfcheck(history, only={"fusion", PROBE, HEAD}, seed=job.seed)}
@@ -113,7 +116,9 @@ def _predicted(job: Job) -> dict[str, dict[str, float]]:
     for one in _ranked(job):
         by_id.setdefault(one.checkpoint_id, []).append(one)
     candidates = [
-        fusion.Candidate(name, family_of(one), facts_of(one), _scores(job, one), _early(job, one))
+        fusion.Candidate(
+            name, family_of(one), facts_of(one), _scores(job, one), _early(job, one), len(job.task.validation)
+        )
         for name, (one, *_) in by_id.items()
     ]
     found = fusion.predict(_history(job), candidates, job.task.task_id, seed=job.seed)
@@ -128,8 +133,8 @@ def _ranked(job: Job) -> list[Checkpoint]:
     return [one for one in job.zoo.checkpoints if one.name in names]
 
 
-def _history(job: Job) -> list[Result]:
-    found = latest(read_history(history_file(job.store.root)))
+def _history(job: Job, passed: list[int] | None = None) -> list[Result]:
+    found = latest(read_history(history_file(job.store.root), passed))
     tasks = list(dict.fromkeys(one.task for one in reversed(found)))[:MOST_TASKS]
     return [one for one in found if one.task in tasks]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,9 @@ def measure_pace(job: Job, dtype: torch.dtype = torch.float32) -> None:
     groups = sorted(
         shared_passes(job.zoo.checkpoints).values(), key=lambda group: (group[0].random is not None, group[0].bytes)
     )
-    for group in groups:
+    waiting = deque(groups)
+    while waiting:
+        group = waiting.popleft()
         whole = group[0]
         known = job.run.ledger.look(f"pace/{whole.name}")[0]
         twin = _twin(job, whole)
@@ -57,7 +60,9 @@ def measure_pace(job: Job, dtype: torch.dtype = torch.float32) -> None:
                 lambda whole=whole: _pace(job, whole, texts, dtype),  # type: ignore[misc]
             )
         except RegraftError as fault:
-            _leave_out(job, group, fault)
+            _leave_out(job, group[:1], fault)
+            if group[1:]:  # what is wrong with the deepest need not be wrong with its first layers
+                waiting.appendleft(group[1:])
             continue
         _set_pace(job, group, entry["seconds_a_text"])
 

@@ -21,8 +21,9 @@ from regraft.errors import BudgetError, ResizeError
 from regraft.evaluate.card import Made
 from regraft.evaluate.certify import member_size
 from regraft.outputs import overlaps, unfit
-from regraft.planner.recovery import Recovery
+from regraft.planner.recovery import DISTILL, TEACH_SHARE, Recovery, teacher_of, trained_head
 from regraft.planner.single import write_member
+from regraft.planner.wishes import check_readable
 from regraft.progress import SILENT, Progress
 from regraft.resize.dial import Found, Limit, Search, Shapes, interleaved
 from regraft.task import Task, load_task
@@ -55,19 +56,24 @@ def resize_one(
 
     Raises:
         ResizeError: No shape keeps to the limit (names the smallest), or the result does not measure under it.
+        AnatomyError: A tensor that the anatomy does not know, or whose shape is not what the config says; names tensor and axis.
         BudgetError: A budget that does not limit time.
     """
     limit, allowed = Limit.parse(to), Budget.parse(budget)
     if allowed.seconds is None:
         raise BudgetError(f"{budget!r} does not limit a resize.", "Give seconds or minutes: 5m.")
     deadline = Deadline(allowed.seconds, 0.0 if started is None else time.monotonic() - started)
+    check_readable(open_bound(checkpoint), "a task has nothing else", "Leave the task out")
     opened = open_checkpoint(checkpoint)
     check_out(out, opened.folder)
     opened.check_finite()
     loaded = load_task(task, seed=seed, deadline=deadline.for_download(), **read)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as place:
-        recovery = Recovery(loaded, Path(place), seed, device, progress)
+        head = trained_head(opened, loaded.label_names)
+        teacher = teacher_of(opened, loaded, TEACH_SHARE * deadline.left(), device)
+        recovery = Recovery(loaded, Path(place), seed, device, progress, head, teacher)
+        width = opened.hidden_size if head is None else head.weight.shape[1]
         original = _under_a_head(opened, loaded, device)
 
         def measure(folder: Path) -> float:
@@ -78,23 +84,25 @@ def resize_one(
 
         search = Search(
             checkpoint, limit, recovery.score, recovery.recover, loaded.train.texts,
-            loaded.train.texts if vocabulary else None, (opened.hidden_size + 1) * len(loaded.label_names),
+            loaded.train.texts if vocabulary else None, (width + 1) * len(loaded.label_names),
             bytes_each=4, tokens=median_tokens(opened, loaded.validation.texts), criterion=criterion,
             deadline=deadline.part(deadline.left() - END_SHARE * allowed.seconds), seed=seed, progress=progress,
             body=True, beside=_beside(opened, Path(place)), measure=measure,
-            measures=("probe on validation texts", f"validation {loaded.metric}"),
+            measures=("probe of training texts, on validation texts", f"validation {loaded.metric}"),
         )  # fmt: skip
         found = search.run(Path(place) / "found")
         classifier = load_member(found.folder, device)
         latency = _compare(classifier, original, loaded)
         legs = recovery.legs.get(found.trained, []) if found.trained is not None else []
-        made = Made("resize", {"limit": limit.text, "cut": dict(found.counts)}, legs, seed)
+        settings = {"limit": limit.text, "cut": dict(found.counts)} | ({} if teacher is None else {"distill": DISTILL})
+        made = Made("resize", settings, legs, seed)
         rows = recovery.room(TEST_SHARE * deadline.left(), len(loaded.test))
         written = write_member(classifier, opened, loaded, out, made, rows=rows, progress=progress)
         before = _original(opened, loaded, device, recovery.room(deadline.left(), len(loaded.test)))
     return {
         **written,
         "limit": limit.text,
+        "taught": teacher is not None,
         "original": before,
         "latency": latency,
         **_said(found),

@@ -5,6 +5,7 @@
     features, ranking, probe heads       cheap, for every checkpoint
     successive halving over fine-tunes   the expensive half: what the budget leaves
     soups of the fine-tunes              their averages, taken when they win
+    cuts of the best of them             half of its encoder's blocks, where time is left over
     front, members, test, report         chosen on validation data, tested once
 
 Every time-dependent decision goes through the ledger, so a run that was killed is started again with the same arguments
@@ -30,8 +31,9 @@ from regraft.features import number_format
 from regraft.planner.arms import Trainer
 from regraft.planner.baselines import measure_baselines
 from regraft.planner.choose import choose_family
+from regraft.planner.cuts import make_cuts
 from regraft.planner.family import Family
-from regraft.planner.halving import train_best
+from regraft.planner.halving import note_unused, train_best
 from regraft.planner.heads import fit_heads, fit_scratch
 from regraft.planner.job import Job
 from regraft.planner.members import make_members, test_baselines
@@ -177,6 +179,9 @@ def _use_checkpoints(job: Job, trainer: Trainer) -> None:
     train_best(job, trainer)
     reserve(job)
     make_soups(job, trainer)
+    reserve(job)
+    make_cuts(job, trainer)
+    note_unused(job)
 
 
 def _has_time(job: Job) -> tuple[bool, str]:

@@ -21,7 +21,7 @@ from regraft.certificate import Claim
 from regraft.checkpoint import identity, load_tokenizer, open_checkpoint
 from regraft.errors import BudgetError, RegraftError, ResizeError
 from regraft.planner.resizing import check_out, median_tokens
-from regraft.planner.wishes import Corpus, check_wishes, grows_to
+from regraft.planner.wishes import Corpus, check_texts, check_wishes, grows_to
 from regraft.progress import SILENT, Progress
 from regraft.resize.certificate import certify, cut_step, grow_step, store_step, trim_step
 from regraft.resize.certificate.checks import parameters_of, too_large
@@ -69,8 +69,9 @@ def resize_stock(
     Args:
         out: A new or empty folder.
         sizes: Axis -> units that it is to have, all fewer than now (a cut) or all more (growth).
-        to: A limit instead: `params=10M`, `bytes=40MB`, `latency=5ms`. Shapes are scored by the agreement of their hidden
-            states with the checkpoint's over the texts.
+        to: A limit instead: `params=10M`, `bytes=40MB`, `latency=5ms`. Units are chosen by one half of the texts; shapes are
+            scored by the agreement of their hidden states with the checkpoint's over the other. Without texts (images) the
+            deepest shape is taken.
         vocabulary: Keep only the tokens of the texts first, and single characters.
         store: bf16, fp16 or int8-rounded (weights rounded to what int8 can say, stored as they were).
         method: Of growth; lemon by default.
@@ -91,6 +92,7 @@ def resize_stock(
     limit = None if to is None else Limit.parse(to)
     opened = open_bound(checkpoint)
     check_out(out, opened.weights.folder)
+    check_texts(opened, criterion, corpus)
     grows = False if sizes is None else grows_to(opened, sizes, method, criterion)
     deadline = _deadline(budget, started)
     identity.check_finite(opened.weights.tensors.values())
@@ -179,8 +181,12 @@ def _search(
     work: _Work, limit: Limit, texts: Sequence[str], criterion: str | None, store: str | None, deadline: Deadline, seed: int,
     progress: Progress, checkpoint: str,
 ) -> None:  # fmt: skip
-    """The shape under a limit whose hidden states agree most with the checkpoint's."""
+    """The shape under a limit whose hidden states agree most with the checkpoint's, on other texts than its units were chosen by;
+    without texts the deepest, by the magnitudes of its weights."""
     before, target = work.now, work.folder()
+    chosen_by, compared = (texts[::2], texts[1::2]) if len(texts) > 1 else (texts, texts)
+    if not texts:
+        work.notes.append("No texts: units stay by magnitude or as the criterion says, and no shape is scored.")
     reference = str(before.weights.folder)
     tokens = _tokens(checkpoint, texts)
 
@@ -188,7 +194,7 @@ def _search(
         return float(compare(before, open_bound(str(folder)), tokens)["resized"]["median_ms"])
 
     search = Search(
-        reference, limit, Agreement(before, texts) if texts else None, None, texts, criterion=criterion, tokens=tokens,
+        reference, limit, Agreement(before, compared) if compared else None, None, chosen_by, criterion=criterion, tokens=tokens,
         bytes_each=2 if store in FORMATS else None, beside=_beside(before), deadline=deadline, seed=seed,
         measure=measure if limit.kind == "latency" and not too_large(before) else None, measures=("agreement", ""),
         progress=progress,
@@ -204,7 +210,7 @@ def _search(
     work.tried = [asdict(one) for one in found.tried]
     if found.counts:
         maps = {axis: dict(one.made) for axis, one in kept.items()}
-        work.went(target, cut_step(before, maps, plan, by, len(texts)))
+        work.went(target, cut_step(before, maps, plan, by, len(chosen_by)))
     else:
         work.notes.append(f"Nothing had to be cut: {limit.text} holds.")
         work.went(target, {"step": "copy", "computes": "same", "why": ""})

@@ -10,6 +10,7 @@ from regraft.errors import ResizeError
 from regraft.resize.cuts import check_sizes
 from regraft.resize.formats.half import FORMATS
 from regraft.resize.growth import GROWERS
+from regraft.resize.importance import find, known
 
 STORES = (*FORMATS, "int8-rounded")
 # Texts that importance is measured on, and that outputs are compared on where no task scores.
@@ -53,6 +54,34 @@ def check_wishes(
     if vocabulary and not corpus.texts:
         raise ResizeError(
             "There are no texts to trim the vocabulary to.", "Give those that the model is for: --texts FILE."
+        )
+
+
+def check_readable(opened: Opened, why: str, remedy: str) -> None:
+    """Refuse texts for a model that reads none.
+
+    Args:
+        why: What they are for, in words.
+        remedy: What to do without them.
+
+    Raises:
+        ResizeError: Names the kind of the model.
+    """
+    if "vocab" not in opened.binding.carried:
+        raise ResizeError(
+            f"{opened.weights.reference} is of {opened.binding.anatomy.model_type}, which reads no texts, and {why}.",
+            f"{remedy}: units stay by the magnitude of their weights.",
+        )
+
+
+def check_texts(opened: Opened, criterion: str | None, corpus: Corpus) -> None:
+    """Refuse texts, and criteria that read texts, for a model that reads none."""
+    if corpus.texts:
+        check_readable(opened, "texts are given", "Leave them out")
+    if criterion is not None and find(criterion).traits.reads_texts:
+        others = ", ".join(name for name in sorted(known()) if not find(name).traits.reads_texts)
+        check_readable(
+            opened, f"the criterion {criterion} runs the model over texts", f"Choose among {others}, or none"
         )
 
 

@@ -53,16 +53,36 @@ def write_recipe(job: Job, arguments: dict[str, Any], family: list[Candidate], m
 
 def _steps(job: Job, candidate: Candidate, member: dict[str, Any]) -> dict[str, dict[str, Any]]:
     name = candidate.name
-    steps: dict[str, dict[str, Any]] = {}
-    for part in [job.candidates[one] for one in candidate.parts] or [candidate]:
-        steps |= _adapt_steps(job, part)
-    model = f"{name}.adapt"
-    if candidate.parts:
-        model = f"{name}.merge"
-        steps[model] = {"op": "merge", "method": "linear", "models": [f"{one}.adapt" for one in candidate.parts]}
+    steps, model = _model_steps(job, candidate)
     steps[f"{name}.evaluate"] = {"op": "evaluate", "model": model, "split": "test", "rows": member["test_rows"]}
     steps[name] = {"op": "export", "model": model, "weights_id": member["weights_id"]}
     return steps
+
+
+def _model_steps(job: Job, candidate: Candidate) -> tuple[dict[str, dict[str, Any]], str]:
+    """The steps that make a candidate, and the name of the last."""
+    name = candidate.name
+    if candidate.cut is not None:
+        steps, whole = _model_steps(job, job.candidates[candidate.cut.name])
+        steps[f"{name}.resize"] = _resize_step(job, candidate, whole)
+        return steps, f"{name}.resize"
+    steps = {}
+    for part in [job.candidates[one] for one in candidate.parts] or [candidate]:
+        steps |= _adapt_steps(job, part)
+    if candidate.parts:
+        models = [f"{one}.adapt" for one in candidate.parts]
+        steps[f"{name}.merge"] = {"op": "merge", "method": "linear", "models": models}
+        return steps, f"{name}.merge"
+    return steps, f"{name}.adapt"
+
+
+def _resize_step(job: Job, candidate: Candidate, whole: str) -> dict[str, Any]:
+    assert candidate.cut is not None and candidate.plan is not None
+    return {
+        "op": "resize", "model": whole, "sizes": dict(candidate.cut.sizes), "texts": candidate.cut.step["texts"],
+        "method": candidate.plan.method, "settings": dict(candidate.plan.settings), "seed": job.seed,
+        "legs": [[leg.steps, leg.decay] for leg in candidate.legs],
+    }  # fmt: skip
 
 
 def _adapt_steps(job: Job, candidate: Candidate) -> dict[str, dict[str, Any]]:
@@ -172,6 +192,7 @@ def _candidate(one: Candidate, members: list[dict[str, Any]]) -> dict[str, Any]:
     parameters = made["parameters"] if made else one.parameters()
     return {
         "name": one.name, "checkpoint": one.checkpoint.name, "method": one.method,
+        "cut_from": None if one.cut is None else one.cut.name,
         "settings": {} if one.plan is None else {**one.plan.settings, **one.plan.options},
         "encoder_parameters": one.checkpoint.encoder_parameters, "bytes_bf16": 2 * parameters,
         "throughput": one.throughput,

@@ -7,7 +7,7 @@
       minilm-l6-full.adapt: {op: adapt, features: minilm-l6.features, method: full, legs: [[120, 120]], ...}
       minilm-l6-full: {op: export, model: minilm-l6-full.adapt}
 
-A step's inputs (`features`, `model`, `models`) name other steps; the order of the steps is found from that.
+A step's inputs (`features`, `model`, `models`) name other steps; the order of the steps is found from that (`order`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from regraft.errors import RecipeError
+from regraft.recipe.order import Step, ordered
 
 VERSION = 1
 LARGEST = 4 * 2**20
@@ -32,11 +32,10 @@ OPERATIONS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"checkpoint_id", "features", "head", "settings", "options", "seed", "legs"}),
     ),
     "merge": (frozenset({"models", "method"}), frozenset()),
+    "resize": (frozenset({"model", "sizes"}), frozenset({"texts", "method", "settings", "options", "seed", "legs"})),
     "evaluate": (frozenset({"model"}), frozenset({"split", "rows"})),
     "export": (frozenset({"model"}), frozenset({"weights_id"})),
 }
-# The key under which inputs are named, and the operations that make them.
-INPUTS = {"features": ("features",), "model": ("adapt", "merge"), "models": ("adapt",)}
 SPLITS = ("train", "validation", "test")
 # An exported step is a folder of that name.
 _NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0\n]+")
@@ -67,6 +66,12 @@ def _legs(value: Any) -> bool:
     )
 
 
+def _sizes(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping) and len(value) > 0 and all(map(_text, value)) and all(map(_whole(1), value.values()))
+    )
+
+
 def _models(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 1 and all(map(_text, value))
 
@@ -80,7 +85,8 @@ VALUES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("head", "settings", "options"), ("a mapping", _mapping)),
     **dict.fromkeys(("rank_rows", "rest_rows", "rest_made", "validation_rows", "iterations"), ("a whole number", _whole(0))),
     "seed": ("a whole number", _whole(-(2**63))),
-    **dict.fromkeys(("max_rows", "rows", "threads"), ("a whole number of at least 1", _whole(1))),
+    **dict.fromkeys(("max_rows", "rows", "threads", "texts"), ("a whole number of at least 1", _whole(1))),
+    "sizes": ("a mapping from axes to whole numbers of at least 1", _sizes),
     "legs": ("a list of [steps, decay]", _legs),
     "models": ("a list of at least two steps", _models),
     "dtype": ("float32, bfloat16 or float16", lambda value: value in ("float32", "bfloat16", "float16")),
@@ -91,16 +97,6 @@ VALUES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 _MAY_BE_NULL = frozenset(
     {"text_column", "label_column", "max_rows", "task_id", "checkpoint_id", "weights_id", "threads"}
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """A named operation; `values` holds its parameters, inputs included."""
-
-    name: str
-    op: str
-    values: Mapping[str, Any]
-    line: int
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ def read_recipe(path: Path) -> Recipe:
     _check_keys(path, task, frozenset({"reference"}), _TASK - {"reference"}, "task")
     return Recipe(
         _plain(task),
-        _ordered(path, {str(name): _step(path, steps, name) for name in steps}),
+        ordered(path, {str(name): _step(path, steps, name) for name in steps}),
         content.get("threads"),
         content.get("dtype", "float32"),
     )
@@ -214,87 +210,3 @@ def _check_keys(path: Path, mapping: Any, required: frozenset[str], allowed: fro
     missing = sorted(required - set(mapping))
     if missing:
         raise RecipeError(f"{path}, line {mapping.lc.line + 1}: {what} lacks {', '.join(missing)}.", "Add it.")
-
-
-def _ordered(path: Path, steps: Mapping[str, Step]) -> list[Step]:
-    """Each step right after what it needs, otherwise as they are listed: few models have to be held at a time."""
-    graph: dict[str, list[str]] = {}
-    for step in steps.values():
-        graph[step.name] = [name for key in INPUTS for name in _inputs(step, key)]
-        for name in graph[step.name]:
-            if name not in steps:
-                near = difflib.get_close_matches(name, steps, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else "Add it."
-                raise RecipeError(
-                    f"{path}, line {step.line}: step {step.name!r} needs {name!r}, which is no step.", hint
-                )
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as fault:
-        circle = fault.args[1]
-        raise RecipeError(
-            f"{path}, line {steps[circle[0]].line}: the steps {' -> '.join(circle)} need each other.",
-            "Break the circle.",
-        ) from fault
-    for step in steps.values():
-        _check_inputs(path, step, steps)
-    ordered: dict[str, Step] = {}
-
-    def visit(name: str) -> None:  # as deep as there are kinds of operations: none needs its own kind
-        if name not in ordered:
-            for needed in graph[name]:
-                visit(needed)
-            ordered[name] = steps[name]
-
-    for name in steps:
-        visit(name)
-    return list(ordered.values())
-
-
-def _inputs(step: Step, key: str) -> list[str]:
-    given = step.values.get(key, [])
-    return [given] if isinstance(given, str) else list(given)
-
-
-def _check_inputs(path: Path, step: Step, steps: Mapping[str, Step]) -> None:
-    for key, operations in INPUTS.items():
-        for given in (steps[name] for name in _inputs(step, key)):
-            if given.op not in operations:
-                raise RecipeError(
-                    f"{path}, line {step.line}: {key} of step {step.name!r} is {given.name!r}, a step of {given.op}.",
-                    f"Name a step of {' or '.join(operations)}.",
-                )
-            if key == "features" and given.values["checkpoint"] != step.values["checkpoint"]:
-                raise RecipeError(
-                    f"{path}, line {step.line}: step {step.name!r} adapts {step.values['checkpoint']}, its features are of "
-                    f"{given.values['checkpoint']}.",
-                    "Use features of the same checkpoint.",
-                )
-    if step.op == "merge":
-        _check_merge(path, step, [steps[name] for name in _inputs(step, "models")])
-
-
-def _check_merge(path: Path, step: Step, models: list[Step]) -> None:
-    """Only weights of one checkpoint under heads on one view of its features have a meaningful average."""
-    where = f"{path}, line {step.line}: step {step.name!r}"
-    if step.values["method"] != "linear":
-        raise RecipeError(
-            f"{where} has the method {step.values['method']!r}, expected 'linear'.",
-            "Merge checkpoints by other methods with `regraft merge`.",
-        )
-    for one in models:
-        if one.values["method"] == "as-is":
-            raise RecipeError(f"{where} averages {one.name!r}, a checkpoint as it is.", "Name adaptations.")
-        for what, ours, first in (
-            ("the checkpoint", one.values["checkpoint"], models[0].values["checkpoint"]),
-            ("the view", _view(one), _view(models[0])),
-        ):
-            if ours != first:
-                raise RecipeError(
-                    f"{where} averages {models[0].name!r} on {what} {first} with {one.name!r} on {ours}.",
-                    "Name adaptations of one checkpoint with heads on one view of its features.",
-                )
-
-
-def _view(step: Step) -> str:
-    return str((step.values.get("head") or {}).get("view", "last"))

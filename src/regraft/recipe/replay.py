@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from regraft.adapt import Adaptation, Head, Kept, Plan, classifier_from, combine, keep_weights, probe
+from regraft.adapt import Adaptation, Head, Kept, Plan, classifier_from, combine, head_of, keep_weights, probe
 from regraft.checkpoint import Checkpoint, load_tokenizer, max_length, open_checkpoint
 from regraft.checkpoint.batches import tokenize
-from regraft.checkpoint.classifier import Classifier, probabilities
+from regraft.checkpoint.classifier import Classifier, TextClassifier, logits_of, probabilities
 from regraft.checkpoint.export import load_classifier
 from regraft.errors import MethodError, RecipeError
 from regraft.evaluate import score
@@ -21,7 +22,8 @@ from regraft.evaluate.card import Made
 from regraft.evaluate.certify import write_certified
 from regraft.features import DTYPES, Joined, extract, extract_blocks
 from regraft.progress import SILENT, Progress
-from regraft.recipe.read import Step, read_recipe
+from regraft.recipe.order import Step
+from regraft.recipe.read import read_recipe
 from regraft.store import Store, whole_folder
 from regraft.task import Task, load_task
 from regraft.task.rows import spread_rows
@@ -36,6 +38,7 @@ class _Replay:
         self.models: dict[str, Classifier] = {}
         self.heads: dict[str, Head] = {}
         self.kept: dict[str, Kept] = {}
+        self.cuts: dict[str, dict[str, Any]] = {}
         self.scores: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, int] = {}
         self.found: list[dict[str, Any]] = []
@@ -48,8 +51,8 @@ class _Replay:
     def run(self, step: Step) -> None:
         self.steps[step.name] = step
         self.progress.say(f"{step.op} {step.name}")
-        work = {"features": self._features, "adapt": self._adapt, "merge": self._merge, "evaluate": self._evaluate,
-                "export": self._export}  # fmt: skip
+        work = {"features": self._features, "adapt": self._adapt, "merge": self._merge, "resize": self._resize,
+                "evaluate": self._evaluate, "export": self._export}  # fmt: skip
         work[step.op](step)
 
     def release(self, later: Sequence[Step]) -> None:
@@ -114,8 +117,13 @@ class _Replay:
         adaptation = Adaptation(
             checkpoint, self.task.label_names, head, _plan(step), self.folder / f".{step.name}", device=self.device
         )
+        self._train(step, checkpoint, adaptation)
+
+    def _train(
+        self, step: Step, checkpoint: Checkpoint, adaptation: Adaptation, teacher: np.ndarray | None = None
+    ) -> None:
         tokens = tokenize(load_tokenizer(checkpoint), self.task.train.texts, max_length(checkpoint))
-        data = Data(tokens, self.task.train.labels)
+        data = Data(tokens, self.task.train.labels, teacher)
         for number, (steps, decay) in enumerate(step.values.get("legs") or []):
             with self.progress.bar(f"training {step.name}", steps):
                 adaptation.train(data, Leg(int(steps), int(decay)), progress=self.progress)
@@ -132,6 +140,36 @@ class _Replay:
         )
         combine(classifier, [self.kept[name] for name in names], mean)
         self.models[step.name] = classifier
+
+    def _resize(self, step: Step) -> None:
+        from regraft.resize.classifier import TEXTS, cut_encoder
+
+        name, place = str(step.values["model"]), self.folder / f".{step.name}"
+        whole, train = self.models[name], self.task.train
+        if not isinstance(whole, TextClassifier) or whole.layer_weights is not None:
+            raise RecipeError(
+                f"Step {step.name!r} (line {step.line}) cuts {name!r}, whose head does not read its last layer alone.",
+                "Name an adaptation with a head on the last layer.",
+            )
+        texts = [train.texts[row] for row in spread_rows(train.labels, int(step.values.get("texts", TEXTS)))]
+        try:
+            self.cuts[step.name] = cut_encoder(
+                whole, step.values["sizes"], place / "encoder", texts=texts, seed=int(step.values.get("seed", 0))
+            )
+            checkpoint = open_checkpoint(str(place / "encoder"))
+            adaptation = Adaptation(
+                checkpoint, self.task.label_names, head_of(whole), _plan(step), place / "states", device=self.device
+            )
+            teacher = logits_of(whole, train.texts) if adaptation.settings.distill else None
+            self._train(step, checkpoint, adaptation, teacher)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _source(self, step: Step) -> Step:
+        """The adaptation, of those that a model was made from the first."""
+        while step.op != "adapt":
+            step = self.steps[step.values["model"] if step.op == "resize" else step.values["models"][0]]
+        return step
 
     def _evaluate(self, step: Step) -> None:
         where, name = str(step.values.get("split", "test")), str(step.values["model"])
@@ -152,17 +190,20 @@ class _Replay:
 
     def _export(self, step: Step) -> None:
         name = str(step.values["model"])
-        made = parent = self.steps[name]
+        made = self.steps[name]
         if name not in self.scores:
             self._evaluate(Step(f"{step.name}.evaluate", "evaluate", {"model": name}, step.line))
-        how = Made(str(made.values["method"]), dict(made.values.get("settings") or {}),
+        how = Made(str(made.values.get("method", "full")), dict(made.values.get("settings") or {}),
                    [(int(a), int(b)) for a, b in made.values.get("legs") or []], int(made.values.get("seed", 0)))  # fmt: skip
         if made.op == "merge":
-            how, parent = Made("soup", {"models": made.values["models"]}), self.steps[made.values["models"][0]]
+            how = Made("soup", {"models": made.values["models"]})
+        if made.op == "resize":
+            settings = {**how.settings, "from": {"name": made.values["model"]}, "cut": self.cuts[name]}
+            how = replace(how, method="cut", settings=settings)
         figures = {"test": self.scores[name], "test_rows": self.rows[name], "latency_ms": None}
         with whole_folder(self.folder / step.name) as aside:
             facts = write_certified(
-                self.models[name], aside, step.name, self._checkpoint(parent), self.task, how, figures
+                self.models[name], aside, step.name, self._checkpoint(self._source(made)), self.task, how, figures
             )
         expected = step.values.get("weights_id")
         same = None if expected is None else facts["weights_id"] == expected
@@ -172,12 +213,12 @@ class _Replay:
 
 def _plan(step: Step) -> Plan:
     values = step.values
-    return Plan(str(values["method"]), dict(values.get("settings") or {}), dict(values.get("options") or {}),
+    return Plan(str(values.get("method", "full")), dict(values.get("settings") or {}), dict(values.get("options") or {}),
                 int(values.get("seed", 0)))  # fmt: skip
 
 
 def _check_method(path: Path, step: Step) -> None:
-    if step.op != "adapt" or step.values["method"] in ("as-is", "probe"):
+    if step.op not in ("adapt", "resize") or (step.op == "adapt" and step.values["method"] in ("as-is", "probe")):
         return
     try:
         _plan(step).tuning()

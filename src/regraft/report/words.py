@@ -24,6 +24,7 @@ _METHODS = {
     "probe": "probe head",
     "as-is": "as it is",
     "soup": "soup of trials",
+    "cut": "cut and trained again",
 }
 
 # What may not reach a page: control characters, lone surrogates (UTF-8 cannot hold them), the characters that turn

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regraft.anatomy import open_bound
-    from regraft.resize.certificate import certify
-    from regraft.resize.cuts import cut, minitron
+    from regraft.resize.certificate.certify import certify
+    from regraft.resize.cuts.cut import cut
+    from regraft.resize.cuts.minitron import minitron
     from regraft.resize.formats.half import to_half
     from regraft.resize.formats.int8 import int8_rounded, load_int8, pack_int8
-    from regraft.resize.growth import grow
+    from regraft.resize.growth.grow import grow
     from regraft.resize.lowrank.engine import load_low_rank, low_rank, pack_low_rank
     from regraft.resize.sparsity.engine import sparsify
-    from regraft.resize.vocabulary import trim
+    from regraft.resize.vocabulary.trim import trim
 
 __all__ = [
     "certify",

@@ -52,6 +52,8 @@ class Settings:
         weight_decay: AdamW's, on matrices only.
         average: Steps the moving average looks back over (its decay is 1 - 1/average).
         smoothing: Label smoothing.
+        distill: Share of the loss that is a teacher's, where `Data` has one: see `loss_of`.
+        temperature: Of the teacher's and the model's probabilities in that share.
         clip: Largest gradient norm.
         bfloat16: Whether matrix products run in bfloat16 (autocast; weights, their moments and the loss stay in fp32).
         seed: Of order and dropout.
@@ -64,6 +66,8 @@ class Settings:
     weight_decay: float = 0.01
     average: int = 50
     smoothing: float = 0.0
+    distill: float = 0.0
+    temperature: float = 2.0
     clip: float = 1.0
     bfloat16: bool = False
     seed: int = 0
@@ -113,10 +117,11 @@ class State:
 
 @dataclass(frozen=True)
 class Data:
-    """Tokenised training examples and their labels."""
+    """Tokenised training examples and their labels; `teacher` fp32 [N, C] are another model's logits of them."""
 
     tokens: Tokens
     labels: np.ndarray
+    teacher: np.ndarray | None = None
 
     def steps_per_epoch(self, batch: int) -> int:
         """Steps that see every example once (the last batch may be smaller)."""
@@ -260,13 +265,34 @@ def _backward(model: nn.Module, data: Data, rows: np.ndarray, targets: torch.Ten
     for part in np.array_split(rows, min(len(rows), math.ceil(len(rows) * longest / MOST_TOKENS))):
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=settings.bfloat16):
             logits = model(**data.tokens.batch(part, device))
-        mine = nn.functional.cross_entropy(
-            logits.float(), targets[torch.from_numpy(part).to(device)], label_smoothing=settings.smoothing
-        )
+        teacher = None if data.teacher is None else torch.from_numpy(data.teacher[part]).to(device)
+        mine = loss_of(logits.float(), targets[torch.from_numpy(part).to(device)], teacher, settings)
         share = len(part) / len(rows)
         (mine * share).backward()  # type: ignore[no-untyped-call]
         loss += share * mine.item()
     return loss
+
+
+def loss_of(
+    logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None, settings: Settings
+) -> torch.Tensor:
+    """The mean loss of some examples: cross-entropy CE, and beside a teacher
+
+        (1 - a) CE(y, z) + a T^2 CE(softmax(t / T), z / T),     a = `distill`, T = `temperature`
+
+    with T^2 keeping both gradients of one size (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
+
+    Args:
+        logits: z, fp32 [B, C].
+        labels: y, int64 [B].
+        teacher: t, fp32 [B, C].
+    """
+    hard = nn.functional.cross_entropy(logits, labels, label_smoothing=settings.smoothing)
+    if teacher is None or settings.distill == 0.0:
+        return hard
+    share, t = settings.distill, settings.temperature
+    soft = nn.functional.cross_entropy(logits / t, (teacher / t).softmax(dim=1))
+    return (1.0 - share) * hard + share * t**2 * soft
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], settings: Settings, state: State) -> torch.optim.AdamW:

@@ -64,7 +64,7 @@ def test_provenance_and_card(made: tuple[Path, Path], small: Path) -> None:
     assert card.data.license == "mit"
     assert card.data.base_model == ["someone/parent"]
     assert "layer 4 to 2, ffn 64 to 40, by magnitude" in card.text
-    assert "with the units that were cut masked." in card.text
+    assert "with the units that were cut masked: outputs of both in float64" in card.text
 
 
 @pytest.mark.parametrize(("edit", "fails"), [
@@ -211,6 +211,26 @@ def test_a_trimmed_vocabulary(tiny_bert: Path, tmp_path: Path, checked: Checked)
     assert checked(tmp_path / "narrow", *names)["resize texts"][0] == "cannot check"
 
 
+def test_computed_numbers_in_sixteen_bits_are_held_to_what_was_computed(
+    folders: Callable[[str], Path], tmp_path: Path, checked: Checked
+) -> None:
+    """Gains that a cut of hidden scales: off by 1 %, they move outputs by less than rounding does, and are seen all the same."""
+    tensors = {name: value.bfloat16() for name, value in load_file(folders("llama") / "model.safetensors").items()}
+    parent = Path(shutil.copytree(folders("llama"), tmp_path / "parent"))
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    opened = open_bound(str(parent))
+    done = cut(str(parent), {"hidden": 16}, tmp_path / "small", criterion="magnitude")
+    certify(tmp_path / "small", opened, [cut_step(opened, done.kept, done.plan, {})])
+    outcome, reason = checked(tmp_path / "small", "resize computes")["resize computes"]
+    assert outcome == "pass" and "allowed 1e-10" in reason and "rounded to BF16 they differ by" in reason
+    assert reason in (tmp_path / "small" / "README.md").read_text()
+    claims = {one.check: one.statement for one in certificate.read(tmp_path / "small")}
+    assert claims["resize computes"].endswith("with the units masked that were cut, before its numbers are rounded")
+    change(tmp_path / "small", lambda tensors: tensors["model.norm.weight"][:1].mul_(1.01))
+    outcome, reason = checked(tmp_path / "small", "resize computes")["resize computes"]
+    assert outcome == "fail" and "'model.norm.weight' was not stored as what was computed" in reason
+
+
 @pytest.mark.parametrize("name", ["bf16", "int8-rounded"])
 def test_number_formats(name: str, tiny_bert: Path, tmp_path: Path, checked: Checked) -> None:
     opened, out = open_bound(str(tiny_bert)), tmp_path / "out"
@@ -219,6 +239,8 @@ def test_number_formats(name: str, tiny_bert: Path, tmp_path: Path, checked: Che
     found = checked(out)
     assert found["resize format"][0] == "pass"
     assert ("resize computes" in found) is (name == "bf16")
+    statements = [one.statement for one in certificate.read(out)]
+    assert ("it computes what the original does, rounded to bf16 as well" in statements) is (name == "bf16")
 
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         key = "encoder.layer.1.output.dense.weight"

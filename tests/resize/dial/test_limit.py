@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from regraft.errors import ResizeError
 from regraft.resize.dial import Limit
@@ -60,3 +62,9 @@ def test_a_remedy_can_be_typed_in_and_holds(kind: str, value: float) -> None:
     assert again.kind == kind
     assert again.holds(value)
     assert again.value <= 1.02 * value + (1.0 if kind != "latency" else 0.0)
+
+
+@given(st.sampled_from(["params", "bytes"]), st.integers(1, 10**10))
+def test_a_remedy_holds_whatever_the_count(kind: str, count: int) -> None:
+    """4.068k is 4068 and no less, as it would be in floats."""
+    assert Limit.parse(Limit(kind, 1.0, "").written(count)).holds(count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from regraft.anatomy import change, open_bound
 from regraft.budget import Deadline
 from regraft.errors import ResizeError
-from regraft.resize.dial import Agreement, Limit, Search, Shapes, interleaved, measured
+from regraft.resize.dial import Agreement, Limit, Search, Shapes, agreement, interleaved, measured
 from regraft.resize.dial.agreement import linear_cka
 from regraft.resize.dial.shapes import Counts
 from regraft.resize.dial.speed import Weigher
@@ -227,6 +228,19 @@ def test_cka_is_its_definition_by_kernels() -> None:
         turn = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))[0]
         assert linear_cka(one @ turn * 3.0, other) == pytest.approx(expected, abs=1e-12)
     assert linear_cka(one, one) == pytest.approx(1.0)
+
+
+def test_cka_keeps_no_copy_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = np.random.default_rng(0).normal(size=(20_000, 32)).astype(np.float32)
+    whole = linear_cka(states, states[:, :16])
+    tracemalloc.start()
+    try:
+        linear_cka(states, states[:, :16])
+        assert tracemalloc.get_traced_memory()[1] < states.size * 8 / 4
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(agreement, "ROWS", 20_000)
+    assert linear_cka(states, states[:, :16]) == pytest.approx(whole, rel=1e-12)
 
 
 def test_cka_of_what_cannot_be_compared() -> None:

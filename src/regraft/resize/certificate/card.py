@@ -68,8 +68,8 @@ def _promise(computes: Mapping[str, Any], claims: Sequence[Claim]) -> str:
     kind = str(computes["kind"])
     if kind not in _PROMISES:
         return f"What it computes is not promised: {computes['why']}"
-    checked = any(one.check == "resize computes" and one.passed for one in claims)
-    return f"{_PROMISES[kind]}{'' if checked else ' by construction; this was not checked'}."
+    found = next((one.values["found"] for one in claims if one.check == "resize computes" and one.passed), None)
+    return f"{_PROMISES[kind]}{' by construction; this was not checked' if found is None else f': {found}'}."
 
 
 def _latency(claims: Sequence[Claim]) -> list[str]:

@@ -29,6 +29,7 @@ from regraft.errors import RegraftError, VerificationError
 from regraft.evaluate.certify import member_size  # registers the check of the size, too
 from regraft.resize.certificate.card import card
 from regraft.resize.certificate.checks import encoded_otherwise, lacking, parameters_of, signature, too_large
+from regraft.resize.certificate.planned import beside_rounding
 from regraft.resize.certificate.record import ABOUT, CARD, record_of, small_files
 from regraft.resize.certificate.speed import compare
 from regraft.resize.certificate.steps import Step, asked
@@ -114,7 +115,8 @@ def _claims(
         claims.append(Claim("resize format", f"numbers are stored as {stored[-1]}", "exact", "folder", False,
                             {"format": stored[-1]}))  # fmt: skip
     if found.computes in _PROMISES:
-        claims.append(Claim("resize computes", _PROMISES[found.computes], "sampled", "parents", False,
+        promise = _PROMISES[found.computes] + beside_rounding(parent, result, found)
+        claims.append(Claim("resize computes", promise, "sampled", "parents", False,
                             {"parent": about["parent"], "record": ABOUT, "seed": 0}))  # fmt: skip
     return claims
 

@@ -13,7 +13,7 @@ from regraft.certificate import Claim, Context, Outcome, checks
 from regraft.checkpoint import identity
 from regraft.checkpoint.files import read_json_object
 from regraft.checkpoint.weights import FLOATS
-from regraft.errors import AnatomyError, CheckpointError, RegraftError
+from regraft.errors import AnatomyError, CheckpointError, MethodError, RegraftError, ResizeError
 from regraft.resize.certificate.fresh import load_afresh
 from regraft.resize.certificate.record import ABOUT, at_hand, is_same, small_files
 from regraft.resize.certificate.same import difference
@@ -164,7 +164,9 @@ def _computes(folder: Path, claim: Claim, _: Context) -> tuple[Outcome, str]:
         return "cannot check", f"cannot check here: {large}"
     try:
         found = difference(parent, result, asked(_steps(folder)), int(claim.values["seed"]))
-    except (AnatomyError, CheckpointError) as fault:
+    except ResizeError as fault:  # stored numbers are not those that were computed
+        return "fail", fault.problem
+    except (AnatomyError, CheckpointError, MethodError) as fault:
         return "cannot check", f"cannot check here: {fault.problem}"
     return ("pass" if found.within else "fail"), str(found)
 

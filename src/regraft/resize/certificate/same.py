@@ -6,7 +6,8 @@
     the result, in float64
     one random example for both; tokens by their own numbers
 
-Nothing of index maps, scales or configs is shared with what wrote the result.
+Nothing of scales or configs is shared with what wrote the result, but where numbers were computed and stored in 16 bits: those
+are computed once more, compared before they are rounded, and the stored ones held to them (`planned`).
 """
 
 from __future__ import annotations
@@ -18,62 +19,107 @@ from typing import Any
 import numpy as np
 import torch
 
-from regraft.anatomy import Opened
+from regraft.anatomy import Opened, Plan
 from regraft.anatomy.bind import Binding, bind
 from regraft.anatomy.grammar import Name
 from regraft.anatomy.masks import masked
 from regraft.anatomy.tiny import BASE_OUTPUTS, class_of, inputs, outputs
 from regraft.checkpoint.quiet import quiet
+from regraft.checkpoint.rounding import to_float, to_stored
 from regraft.errors import CheckpointError
+from regraft.resize.certificate.planned import computes, planned, tolerance
 from regraft.resize.certificate.steps import Asked
 from regraft.resize.cuts.minitron import Lookup
-from regraft.resize.growth.check import TOLERANCES, Difference
+from regraft.resize.formats.half import FORMATS
+from regraft.resize.growth.check import EXACT, Difference, apart, check_rounded, exact_weights, narrowest
 from regraft.resize.importance.places import is_layers
+from regraft.resize.stock import stock_model
 
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _IDS = ("input_ids", "decoder_input_ids")
+Found = dict[str, np.ndarray]
 
 
 def difference(parent: Opened, result: Opened, asked: Asked, seed: int = 0) -> Difference:
-    """The largest difference of outputs. One model at a time is in memory, in float64.
+    """The largest difference of outputs. One model at a time is in memory, in float64, and the numbers that one is made of where
+    they are computed once more.
 
     Logits are compared whole, those of tokens by what each token is; a base model's states in the units that both have.
 
     Raises:
+        ResizeError: A stored number is not the rounded one that was computed; names its tensor.
         CheckpointError: Weights that the class needs are missing.
         AnatomyError: There is no module that could be masked.
     """
     model, _ = load(result)
     given = inputs(model, seed)
-    after = {key: np.asarray(value) for key, value in outputs(model, given=given).items()}
+    stored = _outputs(model, given)
     del model
-    tokens = asked.tokens
-    if tokens is not None:
-        old = torch.from_numpy(tokens)
+    plan, dtype = planned(parent, asked), narrowest(result.tensors)
+    allowed = tolerance(computes(parent, plan), result)
+    exact = stored if allowed is not None else _exact(parent, plan, result, given)
+    half = asked.half if allowed is not None else None
+    before, rounded = _original(parent, asked, half, given)
+    largest, scale = _apart(parent.binding, before if rounded is None else rounded, exact, asked)
+    if allowed is None:
+        return Difference(largest, scale, EXACT, dtype, apart(exact, stored)[0])
+    moved = None if rounded is None else _apart(parent.binding, before, rounded, asked, mapped=True)[0]
+    return Difference(largest, scale, allowed, dtype, moved, beside=moved is not None)
+
+
+def _outputs(model: Any, given: Mapping[str, torch.Tensor]) -> Found:
+    return {key: np.asarray(value) for key, value in outputs(model, given=given).items()}
+
+
+def _exact(parent: Opened, plan: Plan, result: Opened, given: Mapping[str, torch.Tensor]) -> Found:
+    """Outputs of what is computed of the parent, before rounding; the stored numbers have to be the rounded ones."""
+    state = exact_weights(parent, plan)
+    check_rounded(state, result.tensors)
+    return _outputs(stock_model(plan.settings, state, torch.float64)[0], given)
+
+
+def _original(
+    parent: Opened, asked: Asked, half: str | None, given: Mapping[str, torch.Tensor]
+) -> tuple[Found, Found | None]:
+    """Outputs of the original with the cut units masked; and of its numbers rounded, where they are to be."""
+    if asked.tokens is not None:
+        old = torch.from_numpy(asked.tokens)
         given = {key: old[value] if key in _IDS else value for key, value in given.items()}
     model, missing = load(parent)
-    if asked.half is not None:
-        _round(model, _HALF[asked.half])
     layers = {axis: places for axis, places in asked.kept.items() if is_layers(parent.binding, axis)}
     widths = {axis: Lookup(places) for axis, places in asked.kept.items() if axis not in layers}
     mask = masked(model, parent.binding, widths) if widths else nullcontext()
+    rounded = None
     with mask, without(model, parent.binding, {axis: places[()] for axis, places in layers.items()}):
-        before = {key: np.asarray(value) for key, value in outputs(model, given=given).items()}
-    if missing:  # a pooler that nobody trained is drawn anew by each load
-        before.pop("pooler_output", None)
+        found = _outputs(model, given)
+        if half is not None:
+            _round(model, FORMATS[half])
+            rounded = _outputs(model, given)
+    for one in (found, rounded or {}) if missing else ():  # a pooler that nobody trained is drawn anew by each load
+        one.pop("pooler_output", None)
+    return found, rounded
+
+
+def _apart(binding: Binding, before: Found, after: Found, asked: Asked, mapped: bool = False) -> tuple[float, float]:
+    """(The largest difference of outputs, the largest output before).
+
+    Args:
+        mapped: Both are the original's.
+
+    Raises:
+        CheckpointError: They have other shapes.
+    """
     largest = scale = 0.0
     for key, values in before.items():
-        old_values = _comparable(parent.binding, key, values, after[key], asked)
-        new = after[key][..., : old_values.shape[-1]] if key in BASE_OUTPUTS else after[key]
-        if new.shape != old_values.shape:
+        old = values if mapped else _comparable(binding, key, values, after[key], asked)
+        new = after[key][..., : old.shape[-1]] if key in BASE_OUTPUTS else after[key]
+        if new.shape != old.shape:
             raise CheckpointError(
-                f"The outputs {key} have the shapes {old_values.shape} and {new.shape}.", "They cannot be compared."
+                f"The outputs {key} have the shapes {old.shape} and {new.shape}.", "They cannot be compared."
             )
-        apart = float(np.abs(old_values - new).max())
-        largest = apart if not apart <= largest else largest  # NaN stays
-        scale = max(scale, float(np.abs(old_values).max()))
-    dtype = max((one.dtype for one in result.tensors.values()), key=lambda one: TOLERANCES.get(one, 0.0))
-    return Difference(largest, scale, TOLERANCES.get(dtype, 0.0), dtype)
+        one = float(np.abs(old - new).max())
+        largest = one if not one <= largest else largest  # NaN stays
+        scale = max(scale, float(np.abs(old).max()))
+    return largest, scale
 
 
 def _comparable(binding: Binding, key: str, values: np.ndarray, other: np.ndarray, asked: Asked) -> np.ndarray:
@@ -106,10 +152,13 @@ def load(opened: Opened, dtype: object = torch.float64) -> tuple[Any, list[str]]
     return (model.to(dtype) if isinstance(dtype, torch.dtype) else model).eval(), missing
 
 
-def _round(model: Any, kind: torch.dtype) -> None:
+def _round(model: Any, dtype: str) -> None:
+    """Round all numbers that are saved, in place."""
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(kind).to(parameter.dtype))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                rounded = to_float(to_stored(value.numpy(), dtype, name), dtype)
+                value.copy_(torch.from_numpy(rounded).reshape(value.shape))
 
 
 @contextmanager

@@ -116,6 +116,7 @@ class Asked:
         kept: Of a cut, by axis and place.
         tokens: The old id of each new token; None where the vocabulary is as it was.
         half: bf16 or fp16, to which the original's numbers are rounded; None: as they are.
+        grown: (method, sizes of the axes that changed, seed) of a growth.
     """
 
     computes: str
@@ -123,6 +124,7 @@ class Asked:
     kept: Kept = field(default_factory=dict)
     tokens: np.ndarray | None = None
     half: str | None = None
+    grown: tuple[str, Mapping[str, int], int] | None = None
 
 
 def asked(steps: Sequence[Step]) -> Asked:
@@ -135,8 +137,10 @@ def asked(steps: Sequence[Step]) -> Asked:
     kept = {} if cut is None else {axis: _places(places) for axis, places in cut["kept"].items()}
     trimmed = next((one for one in steps if one["step"] == "vocabulary"), None)
     half = next((str(one["format"]) for one in steps if one.get("format") in ("bf16", "fp16")), None)
+    growth = next((one for one in steps if one["step"] == "grow"), None)
+    grown = None if growth is None else (str(growth["method"]), dict(growth["after"]), int(growth["seed"]))
     computes = "other" if why else "mask" if cut is not None else "same"
-    return Asked(computes, why, kept, None if trimmed is None else unranged(trimmed["kept"]), half)
+    return Asked(computes, why, kept, None if trimmed is None else unranged(trimmed["kept"]), half, grown)
 
 
 def _places(listed: Sequence[Mapping[str, Any]]) -> dict[Place, np.ndarray]:

@@ -5,7 +5,8 @@ tokens, columns centred:
 
     CKA(X, Y) = ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F)        between 0 and 1
 
-It does not change under rotations and scaling, and the widths may differ.
+It does not change under rotations and scaling, and the widths may differ. Memory: the states of both, in float32, and three Gram
+matrices in float64.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from regraft.anatomy import Opened, open_bound
 from regraft.checkpoint.classifier import model_calls
 from regraft.errors import ResizeError
 from regraft.resize.importance.subject import batches_of, load_subject
+
+# Rows of hidden states that are in float64 at once.
+ROWS = 1024
 
 
 class Agreement:
@@ -60,8 +64,14 @@ def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
             f"Hidden states of {len(one)} and {len(other)} tokens cannot be compared.",
             "Give both models the same texts.",
         )
-    x, y = (states.astype(np.float64) - states.mean(axis=0, dtype=np.float64) for states in (one, other))
-    norms = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    means = [states.mean(axis=0, dtype=np.float64) for states in (one, other)]
+    xx, yy, yx = (np.zeros((a.shape[1], b.shape[1])) for a, b in ((one, one), (other, other), (other, one)))
+    for start in range(0, len(one), ROWS):
+        x, y = (states[start : start + ROWS] - mean for states, mean in zip((one, other), means, strict=True))
+        xx += x.T @ x
+        yy += y.T @ y
+        yx += y.T @ x
+    norms = np.linalg.norm(xx) * np.linalg.norm(yy)
     if norms == 0.0:
         raise ResizeError("All tokens have the same hidden state.", "Give texts that differ.")
-    return float(np.linalg.norm(y.T @ x) ** 2 / norms)
+    return float(np.linalg.norm(yx) ** 2 / norms)

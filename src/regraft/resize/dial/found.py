@@ -21,7 +21,7 @@ class Step:
         what: In words.
         parameters, bytes: Of the shape.
         score: What the model was worth after it; None where nobody asked.
-        measure: What that is: "agreement", "probe on validation texts", "validation".
+        measure: What that is: "agreement", "probe of training texts, on validation texts", "validation accuracy".
         seconds: That it took.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from math import ceil, floor, log10
 
 from regraft.errors import ResizeError
@@ -44,7 +45,8 @@ class Limit:
         kind = match[1].lower() if match is not None else ""
         if match is None or kind not in UNITS or match[3].lower() not in UNITS[kind]:
             raise ResizeError(f"Cannot read the limit {text!r}.", f"Write {EXAMPLES}.")
-        value = float(match[2]) * UNITS[kind][match[3].lower()]
+        # In decimals: 4.068 * 1000 is below 4068 in floats, and a limit that was written for 4068 would not hold it.
+        value = float(Decimal(match[2]) * Decimal(str(UNITS[kind][match[3].lower()])))
         if kind == "latency" and not match[3]:
             raise ResizeError(f"The limit {text!r} has no unit.", "Write latency=5ms.")
         if value <= 0:

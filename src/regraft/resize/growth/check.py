@@ -28,8 +28,8 @@ from regraft.resize.stock import stock_model
 
 # Of the largest output, before numbers are rounded: what sums in another order differ by.
 EXACT = 1e-10
-# Of the largest output of what is stored, where numbers before rounding are not at hand: no proof of anything for 16 bits.
-TOLERANCES = {"F64": 1e-10, "F32": 1e-5, "F16": 1e-2, "BF16": 1e-1}
+# Number formats, the coarsest last.
+_WIDTHS = ("F64", "F32", "F16", "BF16")
 # One unit in the last place, of a number, and the smallest number: two roundings to the nearest at most.
 _LAST = {"F64": 2.0**-50, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 _LEAST = {"F64": 0.0, "F32": 2.0**-149, "F16": 2.0**-24, "BF16": 2.0**-133}
@@ -41,7 +41,9 @@ _SLACK = {"F16": 1e-6, "BF16": 1e-6}
 class Difference:
     """The largest difference of outputs, beside the largest output, what is allowed of it, and the stored type.
 
-    `rounding` is the largest difference that rounding to that type makes, where `largest` is of the numbers before it.
+    Args:
+        rounding: What rounding to that type moves outputs by at most: of the result, whose numbers before it `largest` is of.
+        beside: That is of the original, too: `largest` is of both rounded.
     """
 
     largest: float
@@ -49,6 +51,7 @@ class Difference:
     tolerance: float
     dtype: str
     rounding: float | None = None
+    beside: bool = False
 
     @property
     def within(self) -> bool:
@@ -61,7 +64,12 @@ class Difference:
             f"being {self.scale:.1e}; allowed {self.tolerance:.0e} of it"
         )
         if self.rounding is None:
-            return f"outputs of both {apart}, for weights rounded to {self.dtype}"
+            return f"outputs of both {apart}, for weights as they are stored, in {self.dtype}"
+        if self.beside:
+            return (
+                f"outputs of both {apart}, the original rounded to {self.dtype} as well, which moves its outputs by "
+                f"{self.rounding:.1e}"
+            )
         return f"outputs of both {apart}, before numbers are rounded; rounded to {self.dtype} they differ by {self.rounding:.1e}"
 
 
@@ -86,8 +94,12 @@ def difference(opened: Opened, plan: Plan, grown: Path, seed: int = 0) -> Differ
         found.pop("pooler_output", None)
     largest, scale = apart(before, exact)
     rounding, _ = apart(exact, stored)
-    dtype = max((one.dtype for one in opened.tensors.values()), key=lambda one: TOLERANCES.get(one, 0.0))
-    return Difference(largest, scale, EXACT, dtype, rounding)
+    return Difference(largest, scale, EXACT, narrowest(opened.tensors), rounding)
+
+
+def narrowest(tensors: Mapping[str, TensorInfo]) -> str:
+    """The coarsest floating-point type among them, in the words of safetensors."""
+    return max((one.dtype for one in tensors.values() if one.dtype in _WIDTHS), key=_WIDTHS.index, default="F64")
 
 
 def exact_weights(opened: Opened, plan: Plan) -> dict[str, torch.Tensor]:
@@ -116,7 +128,7 @@ def check_rounded(state: Mapping[str, torch.Tensor], stored: Mapping[str, Tensor
         bound = _LAST[info.dtype] * size + _LEAST[info.dtype] + _SLACK.get(info.dtype, 0.0) * size.max(initial=0.0)
         if not (np.abs(to_float(raw_values(info), info.dtype) - values) <= bound).all():
             raise ResizeError(
-                f"The tensor {name!r} was not stored as what was computed, rounded to {info.dtype}; nothing was written.",
+                f"The tensor {name!r} was not stored as what was computed, rounded to {info.dtype}.",
                 "Please report this with the name of the checkpoint.",
             )
 
