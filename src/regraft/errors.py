@@ -3,6 +3,7 @@
     RegraftError                     anything below; its text says what was given, what was expected, what to do
     |-- CheckpointError              a checkpoint cannot be used (file, fault, remedy)
     |   |-- UnsafeCheckpointError    it would have to run code, read a pickle, or leave its folder
+    |   |-- UnreadableFileError      a file of it is there and may not, or cannot, be read
     |   `-- NonFiniteError           its weights, or what it computes, are NaN or infinite
     |-- AnatomyError                 an anatomy that cannot be read, or does not fit the checkpoint or the change
     |-- BadReferenceError             a reference cannot be read or found
@@ -49,6 +50,10 @@ class CheckpointError(RegraftError):
 
 class UnsafeCheckpointError(CheckpointError):
     """A checkpoint that asks to run code, holds only pickles, or has paths that leave its folder."""
+
+
+class UnreadableFileError(CheckpointError):
+    """A file that is there and cannot be read now (permissions, a disk's fault): what it holds is not known to be wrong."""
 
 
 class NonFiniteError(CheckpointError):

@@ -160,6 +160,17 @@ def test_the_moments_are_those_of_all_orders() -> None:
     assert p_value == pytest.approx(tail, rel=1e-4)
 
 
+def test_the_normal_tail_is_near_that_of_random_orders() -> None:
+    """The order that one in 100 (1,000) of 100,000 random ones exceeds has about that p-value."""
+    draw = np.random.default_rng(4)
+    mine, theirs = draw.standard_normal((2, 64, 16))
+    a, b = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (mine, theirs))
+    orders = draw.permuted(np.tile(np.arange(64), (100_000, 1)), axis=1)
+    ranked = np.argsort(-(a @ b.T)[np.arange(64), orders].mean(axis=1))
+    for place in (1000, 100):
+        assert matched(mine, theirs[orders[ranked[place]]])[1] == pytest.approx(place / 100_000, rel=0.35)
+
+
 def test_no_p_value_below_what_the_orders_allow() -> None:
     same = np.random.default_rng(0).standard_normal((6, 4))
     assert matched(same, same)[1] == pytest.approx(1 / 720)

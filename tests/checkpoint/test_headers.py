@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from regraft.checkpoint.headers import INDEX, read_header, read_tensors
-from regraft.errors import CheckpointError, UnsafeCheckpointError
+from regraft.errors import CheckpointError, UnreadableFileError, UnsafeCheckpointError
 
 
 def write(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -213,3 +213,17 @@ def test_a_flipped_byte_or_a_cut_never_surprises(position: int, byte: int, cut: 
     accepts_or_refuses(fuzz_file)
     fuzz_file.write_bytes(raw[: cut % len(raw)])
     accepts_or_refuses(fuzz_file)
+
+
+@pytest.mark.parametrize("missing", ["a.safetensors", "!.safetensors"])
+def test_a_shard_outside_is_unsafe_whatever_is_missing_beside_it(missing: str, tmp_path: Path) -> None:
+    weight_map = {"x": "../../outside.safetensors", "y": missing}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UnsafeCheckpointError, match="outside"):
+        read_tensors(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(UnreadableFileError, match="cannot be read"):
+        read_header(tmp_path / "model.safetensors")

@@ -400,3 +400,24 @@ def test_max_length(
     edit(folder / "config.json", **config)
     (folder / "sentence_bert_config.json").write_text(json.dumps(sentence))
     assert open_checkpoint(str(folder)).max_length == expected
+
+
+def test_links_that_lead_in_a_circle(tiny_bert: Path, copy_of: Copy) -> None:
+    folder = copy_of(tiny_bert)
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("config.json")
+    refused(folder, CheckpointError, str(folder / "config.json"), "links lead in a circle")
+
+
+def test_weights_without_a_tensor(tiny_bert: Path, copy_of: Copy) -> None:
+    folder = copy_of(tiny_bert)
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    refused(folder, CheckpointError, f"{folder / 'model.safetensors'} holds no tensor")
+
+
+@pytest.mark.parametrize(("kind", "what"), [("vit", "images"), ("hubert", "sound"), ("imagegpt", "images")])
+def test_a_model_of_something_else_is_told_by_its_type(kind: str, what: str, tiny_bert: Path, copy_of: Copy) -> None:
+    """Such a config may hold sizes of a text model: `vocab_size` is kept by any class."""
+    folder = copy_of(tiny_bert)
+    edit(folder / "config.json", model_type=kind, vocab_size=64)
+    refused(folder, CheckpointError, f"{kind} takes {what}, a task here has texts")

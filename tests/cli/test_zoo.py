@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -234,9 +235,109 @@ def test_check_deep_finds_protection_against_merging(zoo: Path) -> None:
     assert "merge-protected" not in {one["code"] for one in call("check", "child", "--deep")["risks"]}
 
 
-def test_a_folder_without_checkpoints_is_said(zoo: Path, tmp_path: Path) -> None:
+def test_a_folder_without_checkpoints_is_an_error_and_makes_no_catalogue(zoo: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "Nothing that looks like a checkpoint was found in" in said("add", tmp_path / "empty")
+    for place in (tmp_path / "catalogue.sqlite", tmp_path / "new.sqlite"):
+        with pytest.raises(CatalogueError, match="Nothing that looks like a checkpoint was found in"):
+            said("add", tmp_path / "empty", "--catalogue", place)
+    assert not (tmp_path / "new.sqlite").exists()
+    with pytest.raises(CatalogueError, match="is not there"):
+        said("add", tmp_path / "none", "--catalogue", tmp_path / "new.sqlite")
+
+
+def test_add_says_what_is_gone_and_points_to_dangers(zoo: Path) -> None:
+    (zoo / "gpt" / "training_args.bin").write_bytes(b"\x80\x04N.")
+    (zoo / "gpt" / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    (zoo / "gpt" / "model.safetensors").write_bytes(b"\xff" * 16)
+    assert "1 in the catalogue with a danger: see `regraft zoo check`" in said("add", zoo)
+    shutil.rmtree(zoo / "gpt")
+    assert "1 gone" in said("add", zoo / "gpt")
+    assert "1 that were recorded there before are still gone" in said("add", zoo / "gpt")
+
+
+def test_check_says_what_is_gone_and_was_not_looked_at(zoo: Path) -> None:
+    shutil.rmtree(zoo / "gpt")
+    for more in ([], ["--deep"], ["gpt"], ["gpt", "--deep"]):
+        assert call("check", *more, status=1)["gone"] == [str(zoo / "gpt")]
+        assert f"{zoo / 'gpt'} is gone and was not looked at." in said("check", *more, status=1)
+    for name in ("child", "tiny-bert"):
+        shutil.rmtree(zoo / name)
+    call("add", zoo)
+    assert "No risk was found" not in said("check", status=1) and len(call("check", status=1)["gone"]) == 3
+    call("rm", "child", "tiny-bert", "gpt")
+    assert "nothing was looked at" in said("check")
+
+
+def test_check_deep_reads_weights_that_it_knows(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call("add", zoo, "--deep")
+    file = zoo / "child" / "model.safetensors"
+    before = file.stat()
+    tensors = {name: torch.full_like(one, torch.nan) for name, one in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    assert "nan" not in {one["code"] for one in call("check", "child")["risks"]}
+    with monkeypatch.context() as closed:  # a catalogue that can only be read: it is shown, and not recorded
+        closed.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        for more in (["child"], []):
+            assert "nan" in {one["code"] for one in call("check", *more, "--deep", status=1)["risks"]}
+    assert "nan" not in {one["code"] for one in call("check", "child")["risks"]}
+    assert "nan" in {one["code"] for one in call("check", "child", "--deep", status=1)["risks"]}
+    assert "nan" in {one["code"] for one in call("check", "child", status=1)["risks"]}
+
+
+def test_rm_looks_all_names_up_first(zoo: Path) -> None:
+    for names in (["gpt", "nobody"], ["nobody", "gpt"]):
+        with pytest.raises(CatalogueError, match="'nobody' is not in the catalogue"):
+            call("rm", *names)
+    assert len(call("ls")["checkpoints"]) == 3
+
+
+def test_a_table_that_is_piped_has_a_line_for_a_row(zoo: Path) -> None:
+    for width in ("40", "80"):
+        result = CliRunner().invoke(app, ["zoo", "ls"], catch_exceptions=False, env={"COLUMNS": width})
+        lines = result.stdout.splitlines()
+        assert [line.split()[-1] for line in lines[1:]] == [str(zoo / name) for name in ("child", "gpt", "tiny-bert")]
+        assert all(line == line.rstrip() for line in lines)
+
+
+def test_references_to_the_catalogue_mean_the_one_that_is_named(zoo: Path, tiny_gpt2: Path) -> None:
+    other = ["--catalogue", zoo.parent / "other.sqlite"]
+    shutil.copytree(tiny_gpt2, zoo.parent / "more" / "elsewhere")
+    call("add", zoo.parent / "more", *other)
+    found = call("ls", "zoo:kind=checkpoint", *other)["checkpoints"]
+    assert [one["name"] for one in found] == ["elsewhere", "elsewhere-random"]
+    assert call("show", "zoo:elsewhere", *other)["name"] == "elsewhere"
+    assert call("check", "zoo:elsewhere", *other)["gone"] == []
+    assert call("diff", "zoo:elsewhere", "zoo:elsewhere", *other)["bump"] == "none"
+    assert len(call("ls", "zoo:kind=checkpoint")["checkpoints"]) == 4, "and again the usual one"
+
+
+def test_ls_of_a_zoo_takes_a_limit_and_no_page(zoo: Path) -> None:
+    assert len(call("ls", "zoo:kind=checkpoint", "--limit", 2)["checkpoints"]) == 2
+    assert "Only the first 2 of 4 are shown." in said("ls", "zoo:kind=checkpoint", "--limit", 2)
+    with pytest.raises(CatalogueError, match="--after goes on with a filter"):
+        call("ls", "zoo:kind=checkpoint", "--after", 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", "--after", "9" * 23],
+        ["ls", "--after", "-5"],
+        ["ls", "--limit", "9" * 23],
+        ["tree", "gpt", "--limit", "9" * 23],
+    ],
+)
+def test_numbers_out_of_range_are_refused_in_words(zoo: Path, arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, ["zoo", *arguments], catch_exceptions=False)
+    assert result.exit_code == 2 and f"Invalid value for '{arguments[-2]}'" in result.output
+
+
+def test_tree_says_that_several_may_be_meant(zoo: Path) -> None:
+    shutil.copytree(zoo / "tiny-bert", zoo / "more" / "tiny-bert")
+    call("add", zoo)
+    assert said("tree", "child").splitlines()[0] == "tiny-bert [2 of the catalogue may be meant]"
 
 
 def test_zoo_references(zoo: Path) -> None:
@@ -259,6 +360,12 @@ def test_zoo_references(zoo: Path) -> None:
         (["show", "nowhere"], "nowhere"),
         (["check", "nowhere"], "nowhere"),
         (["add", "nowhere"], "is not there"),
+        (["add", ""], "'' is no folder"),
+        (["ls", "--catalogue", ""], "'' is no place of a catalogue"),
+        (["pack", "", "-o", "p"], "'' is no folder"),
+        (["pack", "zoo/gpt", "-o", "p", "--parent", ""], "'' is no folder"),
+        (["restore", "p", "-o", "q", "--parent", ""], "'' is no folder"),
+        (["restore", "p", "-o", ""], "'' is no folder"),
         (["search", "-"], "no word to search for"),
         (["ls", "--catalogue", "none.sqlite"], "There is no catalogue none.sqlite"),
         (["show", "x", "--catalogue", "none.sqlite"], "There is no catalogue none.sqlite"),

@@ -392,6 +392,23 @@ def test_places_in_one_another_are_refused(tuned: Path, base: Path, tmp_path: Pa
         pack(tuned, base, tmp_path / "small", max_memory=1000)
 
 
+def test_nothing_is_restored_into_the_parent(tuned: Path, base: Path, tmp_path: Path) -> None:
+    pack(tuned, base, tmp_path / "packed")
+    before = sorted(base.rglob("*"))
+    (tmp_path / "link").symlink_to(base)
+    for out in (base / "in", tmp_path / "link" / "deeper" / "in"):
+        with pytest.raises(StoreError, match="is inside the parent"):
+            restore(tmp_path / "packed", out)
+    assert sorted(base.rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_not_called_locked(tuned: Path, tmp_path: Path) -> None:
+    pack(tuned, None, tmp_path / "packed")
+    with pytest.raises(StoreError, match="/proc/x cannot be written: no file can be made in /proc"):
+        restore(tmp_path / "packed", Path("/proc/x"))
+
+
 def test_links(tuned: Path, base: Path, tmp_path: Path) -> None:
     """A link inside comes back as the file that it led to; one that leaves is refused; none is removed."""
     (tuned / "same.json").symlink_to("config.json")
@@ -524,3 +541,25 @@ def test_of_two_places_the_parent_is_where_its_weights_are(tuned: Path, base: Pa
     shutil.rmtree(base)
     with pytest.raises(CheckpointError, match="holds no safetensors weights"):
         verify(tmp_path / "elsewhere" / "packed")
+
+
+def test_a_list_that_is_a_pipe_is_not_waited_for(tuned: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    os.mkfifo(tmp_path / "packed" / "pack.json")
+    with pytest.raises(CheckpointError, match="it is a pipe"):
+        restore(tmp_path / "packed", tmp_path / "again")
+    with pytest.raises(StoreError, match="exists"):
+        pack(tuned, base, tmp_path / "packed")
+
+
+def test_links_in_a_circle_are_words(tuned: Path, tmp_path: Path) -> None:
+    (tuned / "extra").symlink_to("extra")
+    with pytest.raises(CheckpointError, match="links lead in a circle"):
+        pack(tuned, None, tmp_path / "packed")
+    (tuned / "extra").unlink()
+    pack(tuned, None, tmp_path / "packed")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StoreError, match="links lead in a circle"):
+        pack(tuned, None, tmp_path / "loop" / "out")
+    with pytest.raises(StoreError, match="links lead in a circle"):
+        restore(tmp_path / "packed", tmp_path / "loop" / "out")

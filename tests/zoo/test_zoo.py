@@ -136,7 +136,7 @@ def test_adapters_go_over_the_base_that_they_name(tiny_bert: Path, tiny_adapter:
 def test_names_are_made_unique_and_repeats_dropped(tiny_bert: Path, tmp_path: Path) -> None:
     first, second = put(tiny_bert, tmp_path / "a" / "same"), put(tiny_bert, tmp_path / "b" / "same")
     zoo = open_zoo(f"{first},{second},{first}/,{first}#layers=4,{first}#layers=2")
-    assert [found.name for found in zoo.checkpoints] == ["same", "same-2", "same-l2", "same-l2-random"]
+    assert [found.name for found in zoo.checkpoints] == ["same", "b-same", "same-l2", "same-l2-random"]
 
 
 def test_a_list_goes_on_past_what_is_not_there(tiny_bert: Path) -> None:
@@ -217,3 +217,58 @@ def test_a_zoo_of_which_nothing_is_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadReferenceError, match="3 levels deep"):
         open_zoo(f"{tmp_path / 'empty'},pip:no-such-package-anywhere")
+
+
+def test_of_one_name_folders_tell_apart_and_numbers_only_where_they_do_not(
+    tiny_bert: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    for place in ("x/m/base", "y/m/base", "sub/base", "y-m-base"):
+        put(tiny_bert, tmp_path / place)
+    assert names(",".join(str(tmp_path / place) for place in ("x/m/base", "sub/base", "y/m/base")))[:3] == [
+        "base", "sub-base", "y-m-base",
+    ]  # fmt: skip
+    assert names(",".join(str(tmp_path / place) for place in ("y-m-base", "x/m/base", "y/m/base")))[:3] == [
+        "y-m-base", "base", f"{tmp_path.name}-y-m-base",
+    ]  # fmt: skip
+    for place in ("a/tuned", "b/tuned"):
+        put(tiny_adapter, tmp_path / place)
+    base = tmp_path / "sub" / "base"
+    assert names(f"{base}+{tmp_path}/a/tuned,{base}+{tmp_path}/b/tuned")[:2] == ["base+tuned", "base+tuned-2"]
+
+
+def test_of_one_name_in_the_hub_cache_the_owners_tell_apart(tiny_bert: Path, tmp_path: Path) -> None:
+    hub_cache(tmp_path, "one/bert", tiny_bert, "a" * 40)
+    hub_cache(tmp_path, "two/bert", tiny_bert, "b" * 40)
+    assert names(tmp_path)[:2] == ["bert", "two-bert"]
+
+
+@pytest.mark.parametrize("name", [b" sp ", b"caf\xe9", b"a, b "])
+def test_odd_names_of_folders(name: bytes, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from regraft.zoo.catalogue import index, open_catalogue
+
+    folder = put(tiny_bert, tmp_path / "zoo" / os.fsdecode(name))
+    monkeypatch.setenv("REGRAFT_CATALOGUE", str(tmp_path / "c.sqlite"))
+    with open_catalogue() as catalogue:
+        index(catalogue, [tmp_path / "zoo"])
+    for reference in (str(folder), str(tmp_path / "zoo"), "zoo:architecture=bert"):
+        zoo = open_zoo(reference)
+        assert [found.folder for found in zoo.checkpoints] == [folder, folder] and zoo.left_out == []
+        assert all(found.name.encode() for found in zoo.checkpoints)
+
+
+def test_no_text_is_no_zoo() -> None:
+    with pytest.raises(BadReferenceError, match="is no reference to a zoo"):
+        open_zoo("")
+
+
+@pytest.mark.parametrize("named", ["loop", "~nobody-of-that-name/x", "a\0b", "x" * 5000])
+def test_a_base_that_no_path_can_be_is_left_out(
+    named: str, tiny_bert: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    put(tiny_bert, tmp_path / "good")
+    adapter = put(tiny_adapter, tmp_path / "adapter")
+    set_base(adapter, named)
+    (adapter / "loop").symlink_to("loop")
+    zoo = open_zoo(str(tmp_path))
+    assert [found.name for found in zoo.checkpoints] == ["good", "good-random"]
+    assert [Path(entry.reference).name for entry in zoo.left_out] == ["adapter"]

@@ -12,6 +12,16 @@ from regraft.errors import CheckpointError
 # Far above what exists, and low enough that a config alone cannot exhaust time or memory.
 _SIZES = {"vocab_size": 2**26, "hidden_size": 2**18, "num_hidden_layers": 1000}
 
+# Jobs by what the models take, as transformers names its lists of them.
+_TEXTS = ("SEQUENCE_CLASSIFICATION", "CAUSAL_LM", "MASKED_LM")
+_OTHERS = {
+    "images": ("IMAGE", "IMAGE_CLASSIFICATION", "MASKED_IMAGE_MODELING", "OBJECT_DETECTION", "SEMANTIC_SEGMENTATION",
+               "DEPTH_ESTIMATION"),
+    "videos": ("VIDEO_CLASSIFICATION",),
+    "sound": ("AUDIO_CLASSIFICATION", "CTC", "AUDIO_XVECTOR", "AUDIO_FRAME_CLASSIFICATION"),
+    "series of numbers": ("TIME_SERIES_PREDICTION", "TIME_SERIES_CLASSIFICATION"),
+}  # fmt: skip
+
 
 def stock_config(path: Path, config: Mapping[str, Any]) -> Any:
     """The `PreTrainedConfig` of a config.json's content.
@@ -43,6 +53,11 @@ def stock_config(path: Path, config: Mapping[str, Any]) -> Any:
             f"{path}: {kind} is an encoder-decoder, which is not supported for this job.",
             "Use an encoder (such as bert) or a decoder (such as gpt2).",
         )
+    if (what := _takes(kind)) is not None:
+        raise CheckpointError(
+            f"{path}: {kind} takes {what}, a task here has texts: it is no text encoder.",
+            "Use a text model with one stack of layers.",
+        )
     for key, limit in _SIZES.items():
         value = getattr(made, key, None)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
@@ -51,6 +66,18 @@ def stock_config(path: Path, config: Mapping[str, Any]) -> Any:
                 "Use a text model with one stack of layers.",
             )
     return made
+
+
+def _takes(kind: str) -> str | None:
+    """What models of a type take instead of texts, by the jobs that transformers has classes for; None for those of texts."""
+    from transformers.models.auto import modeling_auto
+
+    def is_for(job: str) -> bool:
+        return kind in getattr(modeling_auto, f"MODEL_FOR_{job}_MAPPING_NAMES", ())
+
+    if any(map(is_for, _TEXTS)):
+        return None
+    return next((what for what, jobs in _OTHERS.items() if any(map(is_for, jobs))), None)
 
 
 def defaults_of(made: Any) -> dict[str, Any]:

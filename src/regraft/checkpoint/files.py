@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from regraft.errors import CheckpointError
+from regraft.errors import CheckpointError, UnreadableFileError
+from regraft.paths import open_regular
 
 CONFIG_LIMIT = 16 * 2**20  # bytes; the largest configs in use (label lists, layer lists) stay far under one MiB
 TOKENIZER_LIMIT = 256 * 2**20  # bytes; vocabularies of 256k tokens with merges take about 40 MiB
@@ -17,10 +18,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """The bytes of a small file.
 
     Raises:
-        CheckpointError: It is missing, cannot be read, or is larger than `limit` bytes.
+        CheckpointError: It is missing, or is larger than `limit` bytes.
+        UnreadableFileError: It cannot be read, or is no regular file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             # Room is set aside for as much as is asked for.
             data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError:
@@ -28,7 +30,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
             f"{path} is missing.", "Give a folder in Hugging Face layout, as save_pretrained writes it."
         ) from None
     except OSError as error:
-        raise CheckpointError(
+        raise UnreadableFileError(
             f"{path} cannot be read ({error.strerror}).", "Check the file and its permissions."
         ) from error
     if len(data) > limit:

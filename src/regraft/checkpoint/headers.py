@@ -9,13 +9,15 @@ Source: the safetensors format, https://github.com/huggingface/safetensors#forma
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from regraft.checkpoint.files import read_json_object
-from regraft.errors import CheckpointError, UnsafeCheckpointError
+from regraft.errors import CheckpointError, UnreadableFileError, UnsafeCheckpointError
+from regraft.paths import open_regular
 
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
 NAME_LIMIT = 512  # characters
@@ -76,6 +78,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises:
         CheckpointError: Truncated, no safetensors file, or a header that lies; the text names the file and the fault.
+        UnreadableFileError: The file cannot be read, or is no regular file.
     """
     header, data_start, size = _load_header(path)
     tensors = [_entry(path, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"]
@@ -87,8 +90,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def _load_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """The header's JSON object, where the data starts, and the size of the file."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             first = file.read(8)
             length = int.from_bytes(first, "little")
             if len(first) < 8:
@@ -105,7 +108,7 @@ def _load_header(path: Path) -> tuple[dict[str, Any], int, int]:
                 )
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(
+        raise UnreadableFileError(
             f"{path} cannot be read ({error.strerror}).", "Check the file and its permissions."
         ) from error
     try:
@@ -212,8 +215,14 @@ def _read_shards(folder: Path, index: Path) -> dict[str, TensorInfo]:
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index}: its weight_map is missing or does not map names to files.", AGAIN)
     tensors: dict[str, TensorInfo] = {}
-    for shard in sorted(set(weight_map.values())):
-        path = _shard_path(folder, index, shard)
+    shards = sorted(set(weight_map.values()))
+    # All of them before any is looked for: what leaves the folder is not to hide behind what is missing.
+    for shard in shards:
+        _check_shard(index, shard)
+    for shard in shards:
+        path = folder / shard
+        if not path.exists():
+            raise CheckpointError(f"{index} names the shard {shard}, which is missing.", "Download all shards.")
         for name, tensor in read_header(path).items():
             if name in tensors:
                 raise CheckpointError(f"{path}: tensor {name!r} is also in {tensors[name].file.name}.", AGAIN)
@@ -224,13 +233,14 @@ def _read_shards(folder: Path, index: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _shard_path(folder: Path, index: Path, shard: str) -> Path:
-    if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
+def is_shard(name: str) -> bool:
+    """Whether what an index names is a safetensors file of its own folder, by its name."""
+    return PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
+
+
+def _check_shard(index: Path, shard: str) -> None:
+    if not is_shard(shard):
         raise UnsafeCheckpointError(
             f"{index} names the shard {shard[:80]!a}, which is not a .safetensors file of this folder.",
             "Keep all shards beside the index; do not use this copy.",
         )
-    path = folder / shard
-    if not path.exists():
-        raise CheckpointError(f"{index} names the shard {shard}, which is missing.", "Download all shards.")
-    return path

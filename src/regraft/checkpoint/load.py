@@ -31,11 +31,20 @@ def load_encoder(ckpt: Checkpoint, device: str = "cpu", dtype: torch.dtype = tor
 
     check_device(device)
     if ckpt.random is not None:
-        return _random_model(ckpt, ckpt.random, dtype).to(device).eval()
-    model = _load(AutoModel, ckpt, dtype, may_miss=("pooler.",))
+        return _of_texts(ckpt, _random_model(ckpt, ckpt.random, dtype)).to(device).eval()
+    model = _of_texts(ckpt, _load(AutoModel, ckpt, dtype, may_miss=("pooler.",)))
     if ckpt.adapter is not None:
         model = _merge_adapter(model, ckpt, open_adapter(ckpt.adapter))
     return model.to(device).eval()
+
+
+def _of_texts(ckpt: Checkpoint, model: Any) -> Any:
+    """The model, if it takes the numbers of tokens; what `stock_config` does not know by the type's name ends here."""
+    if model.main_input_name != "input_ids":
+        raise CheckpointError(
+            f"{ckpt.reference} takes {model.main_input_name}, a task here has texts.", "Use a text model."
+        )
+    return model
 
 
 def load_sequence_classifier(ckpt: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,10 +55,10 @@ def parse(text: str) -> Reference:
     Raises:
         BadReferenceError: Empty, a fragment that is no number, or an adapter over random weights.
     """
-    text = text.strip()
-    if not text:
+    if not text.strip():
         raise BadReferenceError(f"{text!r} is no reference to a checkpoint.", f"Give {FORMS}.")
-    if exists(text):  # '+' and '#' are legal in names of folders
+    text = text if exists(text) else text.strip()
+    if exists(text):  # '+', '#' and blanks at the ends are legal in names of folders
         return Reference(text, text)
     rest, values = text, dict[str, int]()
     match = _FRAGMENT.search(text)
@@ -73,9 +74,9 @@ def parse(text: str) -> Reference:
 
 
 def exists(text: str) -> bool:
-    """Whether a reference is the path of something that exists; text that no path can be is not."""
+    """Whether a reference is the path of something that exists; text that no path can be is not, and neither is none at all."""
     try:
-        return Path(text).expanduser().exists()
+        return text != "" and Path(text).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long, `~nobody`, a NUL
         return False
 
@@ -164,7 +165,10 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def default_name(reference: Reference, folder: Path) -> str:
-    """A short name for tables: the repository's, package's or folder's, with what the fragment and adapter change."""
+    """A short name for tables: the repository's, package's or folder's, with what the fragment and adapter change.
+
+    Bytes of a folder's name that are no UTF-8 are written out: a name is printed and stored.
+    """
     name = _short(reference.base, folder)
     if reference.adapter is not None:
         name += "+" + _short(reference.adapter, Path(reference.adapter))
@@ -172,7 +176,7 @@ def default_name(reference: Reference, folder: Path) -> str:
         name += f"-l{reference.layers}"
     if reference.random is not None:
         name += "-random" + (f"-{reference.random}" if reference.random else "")
-    return name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _short(base: str, folder: Path) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from regraft.checkpoint.files import read_json, read_json_object
+from regraft.checkpoint.headers import INDEX, SINGLE
 from regraft.errors import CheckpointError, UnsafeCheckpointError
+from regraft.paths import resolved
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
@@ -32,9 +34,9 @@ def check_links(folder: Path) -> None:
 
     Raises:
         UnsafeCheckpointError: Names the link, or what is no file.
-        CheckpointError: There is more below the folder than `MOST_ENTRIES`.
+        CheckpointError: There is more below the folder than `MOST_ENTRIES`, or a link that leads in a circle.
     """
-    root = folder.resolve()
+    root = resolved(folder)
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
@@ -45,7 +47,7 @@ def check_links(folder: Path) -> None:
                 "Take it out of the checkpoint's folder.",
             )
         if path.is_symlink():
-            target = path.resolve()
+            target = resolved(path)
             if not any(target.is_relative_to(place) for place in allowed):
                 raise UnsafeCheckpointError(
                     f"{path} is a link that leaves the folder of the checkpoint.",
@@ -122,7 +124,10 @@ def check_quantisation(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def no_weights(folder: Path) -> CheckpointError:
-    """The error for a folder without safetensors weights; pickles get their own words."""
+    """The error for a folder without safetensors weights; pickles get their own words, and so do weights without a tensor."""
+    for name in (SINGLE, INDEX):
+        if (folder / name).exists():
+            return CheckpointError(f"{folder / name} holds no tensor.", "Download or save the checkpoint again.")
     names = sorted(path.name for path in folder.iterdir())
     if "adapter_model.safetensors" in names:
         return CheckpointError(f"{folder} holds an adapter, but no base model.", "Write BASE+ADAPTER.")

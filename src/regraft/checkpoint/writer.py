@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryFile
 from typing import Self
 
 import numpy as np
@@ -30,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from regraft import faults
 from regraft.checkpoint.headers import DTYPE_BYTES
-from regraft.errors import RunLockedError
+from regraft.errors import RunLockedError, StoreError
 from regraft.store import in_words, replace_folder, restore_folders
 
 _JOURNAL = ".finished"
@@ -84,12 +85,25 @@ def _locked(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not _takes_files(target.parent):
+            raise StoreError(
+                f"{target} cannot be written: no file can be made in {target.parent}.", "Give a folder of yours."
+            ) from None
         raise RunLockedError(f"Another process is writing {target}.", "Wait for it, or give another folder.") from None
     try:
         yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: afterwards it may be another's
         lock.release()
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether files can be made in a folder; in such as /proc they cannot, which looks like a lock that another process holds."""
+    try:
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _remove_others(target: Path, aside: Path) -> None:

@@ -56,6 +56,8 @@ def rank(
         show.as_json(found)
         return
     show.table("The same group: too close to call.", *_rows(found["ranking"]))
+    for first, *others in found["same_weights"]:
+        typer.echo(f"the same weights as {first}: {', '.join(others)}")
     for one in found["baselines"]:
         typer.echo(f"without any checkpoint: {one['name']} reaches {one['validation']['accuracy']:.3f}")
     typer.echo(
@@ -90,7 +92,7 @@ def _selfcheck(leave_out: str, seed: int, json: bool) -> None:
     from regraft.cli import show
     from regraft.planner.ranking import selfcheck_history
 
-    found = selfcheck_history(leave_out, seed=seed)
+    found = selfcheck_history(leave_out, seed=seed, progress=show.Terminal())
     if json:
         show.as_json(found)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -9,6 +10,8 @@ import time
 from typing import Any
 
 from regraft.progress import Progress
+
+_WIDE = 2**20  # columns: wider than any row, so that none is broken
 
 
 def as_json(value: Any) -> None:
@@ -62,7 +65,7 @@ class Terminal(Progress):
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table on standard output; numbers are aligned to the right."""
+    """A table on standard output; numbers are aligned to the right. Without a terminal a row is one line, however long."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -73,7 +76,14 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(escape(_cell(value)) for value in row))
-    Console(highlight=False).print(shown)
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(shown)
+        return
+    wide = Console(highlight=False, file=io.StringIO(), width=_WIDE, color_system=None)
+    with wide.capture() as lines:
+        wide.print(shown)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines.get().split("\n")[:-1]))
 
 
 def _cell(value: Any) -> str:
@@ -85,4 +95,4 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4f}"
-    return str(value)
+    return str(value).encode("utf-8", "backslashreplace").decode()  # names of files that are no UTF-8

@@ -8,69 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from regraft.cli import options as opt
-from regraft.cli.zoo_names import LOOKED_FOR, existing, folder_of, is_elsewhere, is_zoo, place_of
+from regraft.cli.zoo_add import Where, add
+from regraft.cli.zoo_names import existing, is_elsewhere, is_zoo, looking_in, place_of
 from regraft.cli.zoo_pack import pack, restore
-from regraft.cli.zoo_risks import risks_of
+from regraft.cli.zoo_risks import check_all
 from regraft.cli.zoo_show import KEYS, list_zoo, print_facts, row_of, show_entry
+from regraft.errors import CatalogueError
 
 if TYPE_CHECKING:
-    from regraft.zoo.catalogue import Catalogue
+    from regraft.zoo.catalogue.lineage import Node
+
+MOST = 2**31 - 1  # of what is listed
+_NAMED = 10  # that are gone, with their paths
 
 app = typer.Typer(help="What checkpoints there are.", no_args_is_help=True, rich_markup_mode=None)
+app.command("add")(add)
 
-Where = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--catalogue",
-        help="The catalogue: a file, or postgresql+psycopg://host/database. By default $REGRAFT_CATALOGUE, "
-        "else a file beside the store.",
-    ),
-]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
-
-
-@app.command("add")
-def add(
-    places: Annotated[
-        list[str], typer.Argument(help="Folders, hf-cache:, or one checkpoint: hf:org/name, pip:package.")
-    ],
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Read the weights: NaN, dead layers, and which descends from which.")
-    ] = False,
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--workers", min=1, help="Processes that read; by default as many as cores, at most eight."),
-    ] = None,
-    catalogue: Where = None,
-    json: opt.Json = False,
-) -> None:
-    """Record the checkpoints in and below folders; run it again to bring the catalogue up to date.
-
-    What was once added with --deep stays so: its weights are read again when they change.
-
-    Example: regraft zoo add models/ hf-cache:
-    """
-    from regraft.cli import show
-    from regraft.zoo.catalogue import index, open_catalogue
-
-    roots = [folder_of(place) for place in places]
-    with open_catalogue(catalogue) as opened:
-        found = index(opened, roots, workers=workers, progress=show.Terminal(), deep=deep)
-        lineage = _find_lineage(opened) if deep or found.weights_read else None
-        where = opened.where
-    if json:
-        show.as_json({**asdict(found), "edges": lineage, "catalogue": where})
-        return
-    for one in found.unreadable:
-        typer.echo(f"unreadable {one.path}: {one.problem}")
-    if not (found.added or found.changed or found.unchanged or found.gone):
-        typer.echo(f"Nothing that looks like a checkpoint was found in {', '.join(map(str, roots))}. {LOOKED_FOR}")
-    typer.echo(
-        f"{found.added:,} added, {found.changed:,} changed, {found.unchanged:,} as they were, {found.gone:,} gone, "
-        f"{len(found.unreadable):,} unreadable, {found.seconds:.1f} s."
-        + ("" if lineage is None else f" {lineage:,} edges of lineage found from weights.")
-    )
-    typer.echo(f"Catalogue: {where}")
+Limit = Annotated[int, typer.Option("--limit", min=1, max=MOST, help="How many at most.")]
 
 
 @app.command("ls")
@@ -81,8 +35,13 @@ def ls(
             help='Conditions that all hold, such as architecture=bert "layers<=6"; or one zoo, as --zoo takes it.'
         ),
     ] = None,
-    after: Annotated[int, typer.Option("--after", help="Go on after a page: the number that it ended with.")] = 0,
-    limit: Limit = 50,
+    after: Annotated[
+        int, typer.Option("--after", min=0, max=2**63 - 1, help="Go on after a page: the number that it ended with.")
+    ] = 0,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--limit", min=1, max=MOST, help="How many at most; 50 by default, of a zoo all."),
+    ] = None,
     catalogue: Where = None,
     json: opt.Json = False,
 ) -> None:
@@ -97,12 +56,17 @@ def ls(
 
     given = filters or []
     if len(given) == 1 and is_zoo(given[0]):
-        list_zoo(given[0], json)
+        if after:
+            raise CatalogueError(
+                f"--after goes on with a filter; the zoo {given[0]} is listed at once.", "Give --limit, or a filter."
+            )
+        with looking_in(catalogue):
+            list_zoo(given[0], json, limit)
         return
     from regraft.zoo.catalogue import open_catalogue
 
     with open_catalogue(catalogue, create=False) as opened:
-        page = opened.find(" ".join(given), after=after, limit=limit)
+        page = opened.find(" ".join(given), after=after, limit=limit or 50)
     rows = [row_of(entry) for entry in page.entries]
     if json:
         show.as_json({"checkpoints": rows, "left_out": [], "next": page.next})
@@ -133,7 +97,8 @@ def show_one(
     from regraft.checkpoint import open_checkpoint
     from regraft.planner.single import describe
 
-    read = open_checkpoint(checkpoint)
+    with looking_in(catalogue):
+        read = open_checkpoint(checkpoint)
     found = {**describe(read), "weights_id": read.weights_id, "checkpoint_id": read.checkpoint_id}
     if json:
         show.as_json(found)
@@ -167,13 +132,21 @@ def tree(
             + (f", p = {edge.p_value:.1e})" if edge.p_value is not None else ")")
             for edge in found.edges if edge.child == number
         ]  # fmt: skip
-        note = " [not in the catalogue]" if node.id is None else " [gone]" if node.gone else ""
+        note = _note(node)
         mark = " <--" if node.generation == 0 else ""
         typer.echo(
             "  " * (node.generation - first) + node.name + note + (f": {'; '.join(ways)}" if ways else "") + mark
         )
     if found.cut:
         typer.echo(f"Only the nearest {limit:,} in each direction are shown.")
+
+
+def _note(node: Node) -> str:
+    if node.id is not None:
+        return " [gone]" if node.gone else ""
+    if node.called:
+        return f" [{node.called:,} of the catalogue may be meant]"
+    return " [not in the catalogue]"
 
 
 @app.command("search")
@@ -205,11 +178,12 @@ def check(
         Optional[list[str]],  # noqa: UP045
         typer.Argument(help="Names, paths or references; everything in the catalogue by default."),
     ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read the weights, of parents too.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read the weights again, of parents too.")] = False,
     catalogue: Where = None,
     json: opt.Json = False,
 ) -> None:
-    """List risks: pickles, code, missing files, licences that do not fit. Exit status 1 when one of them is a danger.
+    """List risks: pickles, code, missing files, licences that do not fit. Exit status 1 when one of them is a danger, or when a
+    checkpoint is gone and so was not looked at.
 
     With --deep: NaN, dead layers, and weights that were moved so that they cannot be merged with the parent's (such protection
     shows beside a parent only, and is looked for where the catalogue knows one).
@@ -218,15 +192,24 @@ def check(
     """
     from regraft.cli import show
 
-    found = sorted(risks_of(checkpoints or [], catalogue, deep), key=lambda one: _SEVERITY.index(one[1].severity))
+    with looking_in(catalogue):
+        checked = check_all(checkpoints or [], catalogue, deep)
+    found = sorted(checked.risks, key=lambda one: _SEVERITY.index(one[1].severity))
     if json:
-        show.as_json({"risks": [{"path": path, **asdict(risk)} for path, risk in found]})
+        show.as_json({"risks": [{"path": path, **asdict(risk)} for path, risk in found], "gone": list(checked.gone)})
     else:
-        show.table("", ["severity", "risk", "checkpoint", "where", "problem"],
-                   [[risk.severity, risk.code, path, risk.where, risk.problem] for path, risk in found])  # fmt: skip
-        if not found:
+        if found:
+            show.table("", ["severity", "risk", "checkpoint", "where", "problem"],
+                       [[risk.severity, risk.code, path, risk.where, risk.problem] for path, risk in found])  # fmt: skip
+        elif checked.looked_at:
             typer.echo("No risk was found.")
-    if any(risk.severity == "danger" for _, risk in found):
+        elif not checked.gone:
+            typer.echo("The catalogue is empty: nothing was looked at.")
+        for path in checked.gone[:_NAMED]:
+            typer.echo(f"{path} is gone and was not looked at.")
+        if len(checked.gone) > _NAMED:
+            typer.echo(f"{len(checked.gone) - _NAMED:,} more are gone and were not looked at: regraft zoo ls gone=yes")
+    if checked.gone or any(risk.severity == "danger" for _, risk in found):
         raise typer.Exit(1)
 
 
@@ -239,7 +222,7 @@ def rm(
 ) -> None:
     """Take checkpoints out of the catalogue, with what was measured of them. Files are never touched.
 
-    A name that several checkpoints have is refused without --all.
+    A name that several checkpoints have is refused without --all; then, as with one that is unknown, none is taken out.
 
     Example: regraft zoo rm models/old
     """
@@ -247,7 +230,7 @@ def rm(
     from regraft.zoo.catalogue import open_catalogue
 
     with open_catalogue(catalogue, create=False) as opened:
-        removed = sum(opened.remove(name, several=every) for name in checkpoints)
+        removed = opened.remove(*checkpoints, several=every)
     if json:
         show.as_json({"removed": removed})
     else:
@@ -272,7 +255,8 @@ def diff(
     places = [place_of(opened, name) for name in (first, second)]
     if opened is not None:
         opened.close()
-    found = compare(*places)
+    with looking_in(catalogue):
+        found = compare(*places)
     if json:
         show.as_json(found.as_dict())
         return
@@ -285,12 +269,3 @@ app.command("restore")(restore)
 
 
 _SEVERITY = ("danger", "warning", "note")
-
-
-def _find_lineage(opened: Catalogue) -> int:
-    """Look for lineage among the checkpoints whose weights may be read, and record it."""
-    from regraft.cli import show
-    from regraft.zoo.lineage import find_edges
-
-    paths = [entry.record.path for entry in opened.every("deep=yes kind=checkpoint")]
-    return opened.add_edges(find_edges(paths, progress=show.Terminal()), children=paths)

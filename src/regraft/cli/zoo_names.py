@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from regraft.errors import CatalogueError, StoreError
 
 if TYPE_CHECKING:
     from regraft.zoo.catalogue import Catalogue
@@ -34,10 +38,19 @@ def is_elsewhere(text: str) -> bool:
     return text.startswith(SCHEMES) or "#" in text or "+" in text
 
 
+def given_path(text: str) -> Path:
+    """The path that an option or argument names; no text at all is none, though `Path` takes it for the working directory."""
+    if not text.strip():
+        raise StoreError(f"{text!r} is no folder.", "Give one; . is the one that you are in.")
+    return Path(text)
+
+
 def folder_of(place: str) -> Path:
     """The folder that an argument of `add` means."""
     from regraft.checkpoint.reference import exists, locate
 
+    if not place.strip():
+        raise CatalogueError(f"{place!r} is no folder.", "Give one; . is the one that you are in.")
     if exists(place):
         return Path(place)
     if place in ("hf-cache:", "hf-cache"):
@@ -64,4 +77,18 @@ def place_of(opened: Catalogue | None, name: str) -> str:
     """The path of a name of the catalogue; another reference as it is."""
     if opened is None or is_elsewhere(name) or not opened.has(name):
         return name
-    return opened.get(name).record.path
+    from regraft.zoo.catalogue.text import path_of
+
+    return str(path_of(opened.get(name).record.path))
+
+
+@contextmanager
+def looking_in(catalogue: str | None) -> Iterator[None]:
+    """Inside the block `zoo:` references mean the catalogue that was named."""
+    if catalogue is None:
+        yield
+        return
+    from regraft.zoo.catalogue.reference import references_to
+
+    with references_to(catalogue):
+        yield

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from regraft.cli import options as opt
+from regraft.cli.zoo_names import given_path
 
 Workers = Annotated[
     Optional[int],  # noqa: UP045
@@ -25,11 +26,18 @@ def register(app: typer.Typer) -> None:
 
 
 def pack(
-    folder: Annotated[Path, typer.Argument(help="The checkpoint.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The pack that is made.")],
+    folder: Annotated[Path, typer.Argument(parser=given_path, metavar="FOLDER", help="The checkpoint.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=given_path, metavar="FOLDER", help="The pack that is made.")
+    ],
     parent: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--parent", help="The checkpoint that it came from; it has to stay as it is."),
+        typer.Option(
+            "--parent",
+            parser=given_path,
+            metavar="FOLDER",
+            help="The checkpoint that it came from; it has to stay as it is.",
+        ),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove the original, once the pack was read back and compared.")
@@ -56,11 +64,18 @@ def pack(
 
 
 def restore(
-    packed: Annotated[Path, typer.Argument(help="The pack.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that is made.")],
+    packed: Annotated[Path, typer.Argument(parser=given_path, metavar="FOLDER", help="The pack.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=given_path, metavar="FOLDER", help="The folder that is made.")
+    ],
     parent: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--parent", help="The parent, where it is not where it lay when the pack was made."),
+        typer.Option(
+            "--parent",
+            parser=given_path,
+            metavar="FOLDER",
+            help="The parent, where it is not where it lay when the pack was made.",
+        ),
     ] = None,
     workers: Workers = None,
     max_memory: MaxMemory = "512MiB",

@@ -27,22 +27,26 @@ KEYS = [
 def print_left_out(left_out: list[dict[str, Any]]) -> None:
     """What a zoo could not use, and why."""
     for one in left_out:
-        typer.echo(f"left out {one['reference']}: {one['problem']} {one['remedy']}")
+        line = f"left out {one['reference']}: {one['problem']} {one['remedy']}"
+        typer.echo(line.encode("utf-8", "backslashreplace").decode())  # names of files that are no UTF-8
 
 
-def list_zoo(reference: str, json: bool) -> None:
+def list_zoo(reference: str, json: bool, limit: int | None = None) -> None:
+    """The checkpoints of a zoo, all of them unless there is a limit."""
     from regraft.cli import show
     from regraft.planner.single import describe
     from regraft.zoo import open_zoo
 
     found = open_zoo(reference)
-    rows = [describe(one) for one in found.checkpoints]
+    rows = [describe(one) for one in found.checkpoints[:limit]]
     left_out = [vars(one) for one in found.left_out]
     if json:
         show.as_json({"checkpoints": rows, "left_out": left_out})
         return
     keys = [key for key in KEYS if key != "task"]
     show.table("", keys, [[row[key] for key in keys] for row in rows])
+    if len(rows) < len(found.checkpoints):
+        typer.echo(f"Only the first {len(rows):,} of {len(found.checkpoints):,} are shown.")
     print_left_out(left_out)
 
 

@@ -65,6 +65,12 @@ def measure_pace(job: Job, dtype: torch.dtype = torch.float32) -> None:
                 waiting.appendleft(group[1:])
             continue
         _set_pace(job, group, entry["seconds_a_text"])
+        for checkpoint in group[1:]:
+            if checkpoint.folder != whole.folder:  # of its own it may have what comes after the last layer
+                try:
+                    checkpoint.check_finite()
+                except RegraftError as fault:
+                    _leave_out(job, [checkpoint], fault)
 
 
 def _leave_out(job: Job, group: list[Checkpoint], fault: Exception) -> None:

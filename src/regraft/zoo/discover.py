@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from regraft.errors import HubError
+from regraft.errors import CheckpointError, HubError
+from regraft.paths import resolved
 from regraft.zoo.walk import ADAPTER, Unreadable, looks_like_checkpoint, walk
 
 DEPTH = 3  # folders below the zoo's own; enough for a Hub cache (models--org--name/snapshots/commit)
@@ -22,7 +25,8 @@ class Candidate:
 
     @property
     def is_adapter(self) -> bool:
-        return (self.folder / ADAPTER).is_file() and not (self.folder / "config.json").is_file()
+        # os.path asks no permission: a folder that may only be listed is what opening it says.
+        return os.path.isfile(self.folder / ADAPTER) and not os.path.isfile(self.folder / "config.json")  # noqa: PTH113
 
 
 def in_folder(folder: Path, troubles: list[Unreadable] | None = None) -> list[Candidate]:
@@ -71,7 +75,7 @@ def _repository(folder: Path) -> str | None:
 
 
 def _names(folder: Path, repository: str | None) -> frozenset[str]:
-    names = {str(folder), str(folder.resolve())}
+    names = {str(folder), str(resolved(folder))}
     if repository is None:
         names.add(folder.name)
     else:
@@ -82,10 +86,19 @@ def _names(folder: Path, repository: str | None) -> frozenset[str]:
 def base_of(adapter: Candidate, base_name: str, candidates: Iterable[Candidate]) -> Candidate | None:
     """The candidate that an adapter's base_model_name_or_path means: by path, by name, then by the path's last part."""
     bases = [candidate for candidate in candidates if not candidate.is_adapter]
-    beside = str((adapter.folder / base_name).resolve())
     last = base_name.replace("\\", "/").rstrip("/").split("/")[-1]
-    for wanted in ({base_name, str(Path(base_name).expanduser().resolve()), beside}, {last}):
+    for wanted in ({base_name, *_places(adapter.folder, base_name)}, {last}):
         for candidate in bases:
             if candidate.names & wanted:
                 return candidate
     return None
+
+
+def _places(folder: Path, name: str) -> set[str]:
+    """Where a name is, as a path from here and from a folder. What no path can be (`~nobody`, a zero byte, links in a circle) is
+    nowhere: an adapter's config is somebody else's."""
+    found = set()
+    for start in (Path(), folder):
+        with suppress(CheckpointError, RuntimeError):
+            found.add(str(resolved(start / (Path(name).expanduser() if start == Path() else Path(name)))))
+    return found

@@ -11,6 +11,7 @@ from regraft.delta.folders import content_of, moved_aside
 from regraft.delta.manifest import is_pack, read_manifest
 from regraft.delta.parents import Parents
 from regraft.errors import CheckpointError, StoreError, UnsafeCheckpointError
+from regraft.paths import resolved
 from regraft.progress import SILENT, Progress
 from regraft.zoo.unpack import unpack_file
 
@@ -60,8 +61,8 @@ def check_places(folder: Path, parent: Path | None, out: Path, replace: bool, le
         raise CheckpointError(f"{folder} is a pack.", "Give a checkpoint; `zoo restore` unpacks.")
     if parent is not None and is_pack(parent):
         raise CheckpointError(f"The parent {parent} is a pack.", "Restore it first; a parent has to be readable.")
-    real, real_out = folder.resolve(), out.resolve()
-    real_parent = None if parent is None else parent.resolve()
+    real, real_out = resolved(folder), resolved(out, StoreError)
+    real_parent = None if parent is None else resolved(parent)
     if real_out.is_relative_to(real) or real.is_relative_to(real_out):
         raise StoreError(f"{out} and {folder} lie in one another.", "Give a folder beside it.")
     if real_parent is not None and (real_parent.is_relative_to(real) or real.is_relative_to(real_parent)):

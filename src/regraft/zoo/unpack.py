@@ -19,6 +19,7 @@ from regraft.delta.manifest import Manifest, Packed, read_manifest
 from regraft.delta.parents import Parents
 from regraft.delta.whole import unsqueeze_file
 from regraft.errors import BudgetError, CheckpointError, StoreError
+from regraft.paths import resolved
 from regraft.progress import SILENT, Progress
 
 MEMORY = 512 * 2**20
@@ -60,16 +61,18 @@ def restore(
             changed. Names the tensor where it can.
         UnsafeCheckpointError: A path of the pack leaves the folder.
         BudgetError: `max_memory` is too small for one thread.
-        StoreError: `out` exists, or the disk is full or cannot be written.
+        StoreError: `out` exists, lies in the pack or the parent, or the disk is full or cannot be written.
     """
     packed, out, started = Path(packed).absolute(), Path(out).absolute(), time.monotonic()
     threads = threads_in(workers, max_memory)
     about = read_manifest(packed)
     if out.exists() or out.is_symlink():
         raise StoreError(f"{out} exists.", "Give a folder that does not.")
-    if out.resolve().is_relative_to(packed.resolve()):
+    if resolved(out, StoreError).is_relative_to(resolved(packed)):
         raise StoreError(f"{out} is inside the pack.", "Give a folder outside of it.")
     parents = parents_of(packed, about, None if parent is None else Path(parent).absolute())
+    if parents is not None and resolved(out, StoreError).is_relative_to(resolved(parents.folder)):
+        raise StoreError(f"{out} is inside the parent, which has to stay as it is.", "Give a folder outside of it.")
     with fresh_folder(out, "restore", about.modes.get(".")) as aside, progress.bar("restoring", about.bytes):
         free = shutil.disk_usage(aside).free
         if about.bytes > free:
@@ -142,9 +145,9 @@ def parents_of(packed: Path, about: Manifest, given: Path | None) -> Parents | N
     found: dict[Path, Parents] = {}
     faults_found: list[CheckpointError] = []
     for place in places:
-        if place.is_dir() and place.resolve() not in found:
+        if place.is_dir() and resolved(place) not in found:
             try:
-                found[place.resolve()] = Parents(place)
+                found[resolved(place)] = Parents(place)
             except CheckpointError as fault:
                 faults_found.append(fault)
     if len(found) > 1:  # the pack was moved, or the parent: both are read to tell

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from regraft.budget import Deadline
@@ -79,8 +81,8 @@ def open_zoo(reference: str, deadline: Deadline | None = None) -> Zoo:
 def _parts(reference: str) -> list[str]:
     """The references of a list; a folder whose name has a comma is one reference, and so is a filter of the catalogue."""
     if exists(reference) or _FILTER.match(reference):
-        return [reference.strip()]
-    parts = [part.strip() for part in reference.split(",") if part.strip()]
+        return [reference if exists(reference) else reference.strip()]
+    parts = [part if exists(part) else part.strip() for part in reference.split(",") if part.strip()]
     if not parts:
         raise BadReferenceError(f"{reference!r} is no reference to a zoo.", "Give builtin:minilm or a folder.")
     return list(dict.fromkeys(parts))
@@ -124,12 +126,14 @@ def _open_part(reference: str, left_out: list[LeftOut], deadline: Deadline | Non
 def _of_catalogue(reference: str, left_out: list[LeftOut]) -> list[Checkpoint]:
     """What the catalogue has of a filter, or the one with a name."""
     from regraft.zoo.catalogue.reference import entries_of
+    from regraft.zoo.catalogue.text import path_of
 
     found = [entry.record for entry in entries_of(reference.removeprefix("zoo:"))]
     if not found:
         raise BadReferenceError(f"{reference} means no checkpoint of the catalogue.", "Look with `regraft zoo ls`.")
+    places = [(one, path_of(one.path)) for one in found]
     return _open_candidates(
-        [discover.Candidate(one.path, Path(one.path), frozenset({one.path, one.name})) for one in found], left_out
+        [discover.Candidate(str(path), path, frozenset({one.path, one.name})) for one, path in places], left_out
     )
 
 
@@ -183,14 +187,30 @@ def _without_repeats(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
 
 
 def _unique_names(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """Names made unique by -2, -3 ... in the order of the zoo."""
-    taken: set[str] = set()
-    named = []
+    """Names made unique in the order of the zoo: by the folders that they lie in, else by -2, -3 ..."""
+    named: dict[str, Checkpoint] = {}
+    alike: dict[str, list[Checkpoint]] = {}
     for found in checkpoints:
-        name, number = found.name, 1
-        while name in taken:
-            number += 1
-            name = f"{found.name}-{number}"
-        taken.add(name)
-        named.append(found if name == found.name else found.renamed(name))
-    return named
+        others = alike.setdefault(found.name, [])
+        tries = chain([found.name], _by_folder(found, others), (f"{found.name}-{number}" for number in count(2)))
+        name = next(one for one in tries if one not in named)
+        named[name] = found if name == found.name else found.renamed(name)
+        others.append(found)
+    return list(named.values())
+
+
+def _by_folder(found: Checkpoint, others: Iterable[Checkpoint]) -> Iterator[str]:
+    """The name behind as many of the folders above as tell it from those of the same name: `sub-base` of `sub/base`."""
+    above, theirs = _above(found), [_above(one) for one in others]
+    if found.adapter is None:  # the name of one over a base is of two folders
+        for number in range(1, len(above) + 1):
+            if all(one[-number:] != above[-number:] for one in theirs):
+                yield "-".join((*above[-number:], found.name))
+
+
+def _above(found: Checkpoint) -> tuple[str, ...]:
+    """The folders above a checkpoint's; of a snapshot in a Hub cache the owner."""
+    folder = Path(os.fsencode(found.folder.absolute()).decode("utf-8", "backslashreplace"))
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return tuple(folder.parent.parent.name.split("--")[1:-1])
+    return folder.parent.parts[1:]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
 from regraft.errors import StoreError
-from regraft.rank.fusion.history import Result, add_results, history_file, latest, read_history
+from regraft.rank.fusion.history import Result, add_results, history_file, in_words_passed, latest, read_history
 
 ONE = Result("a", "t", 0.5, 100, 1, "bert", {"size": 7.0}, {"logme": -1.5}, {"probe": 0.4})
 
@@ -73,3 +74,20 @@ def test_a_history_that_is_a_folder_is_refused(tmp_path: Path) -> None:
 def test_it_lies_in_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REGRAFT_STORE", str(tmp_path))
     assert history_file() == tmp_path / "history.jsonl"
+
+
+def test_lines_that_were_passed_over_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b"\0\0\0\n\n[7]\n")
+    add_results([ONE], path)
+    passed: list[int] = []
+    assert read_history(path, passed) == [ONE]
+    assert passed == [1, 3]
+    assert in_words_passed(passed, path).startswith(f"2 lines of {path} are no results")
+    assert in_words_passed([3], path) == f"Line 3 of {path} is no result, and was passed over."
+
+
+def test_a_history_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "history.jsonl")
+    with pytest.raises(StoreError, match="it is a pipe"):
+        read_history(tmp_path / "history.jsonl")

@@ -257,3 +257,29 @@ def test_mad_values_are_kept_and_do_not_break_the_rest(catalogue: Catalogue, rec
     assert entry.record.layers == 10**30 and entry.record.name == odd and len(entry.record.claims) == 2
     assert catalogue.count("claimed:accuracy>0 layers=none") == 0 and catalogue.count() == 2
     assert catalogue.get(mad.path).id == entry.id
+
+
+def test_many_values_are_asked_for_at_once(filled: tuple[Catalogue, list[Record]]) -> None:
+    catalogue, records = filled
+    wanted = [record.name for record in records[:300]]
+    expected = {record.path for record in records if {record.name, record.name.split("/")[-1]} & set(wanted)}
+    quoted = ",".join(f'"{name}"' for name in wanted) + ",étu*"
+    expected |= {record.path for record in records if record.name.split("/")[-1].casefold().startswith("étu")}
+    assert {entry.record.path for entry in catalogue.every(f"name={quoted}")} == expected
+    numbers = ",".join(str(number) for number in range(1, 501))
+    layered = {record.path for record in records if record.layers is not None}
+    for text in (f"layers={numbers}", f"layers=0.5,{numbers.removesuffix(',500')}"):
+        assert {entry.record.path for entry in catalogue.every(text)} == layered
+    assert catalogue.count(f"layers!={numbers}") == len(records) - len(layered)
+    shares = ",".join(str(number / 500) for number in range(500))
+    claimed = {
+        record.path for record in records for claim in record.claims
+        if claim.metric.casefold() == "accuracy" and claim.value in {number / 500 for number in range(500)}
+    }  # fmt: skip
+    assert {entry.record.path for entry in catalogue.every(f"claimed:accuracy={shares}")} == claimed
+
+
+def test_too_many_values_are_refused_in_words(catalogue: Catalogue) -> None:
+    with pytest.raises(CatalogueError, match="has 501 values, expected at most 500") as caught:
+        catalogue.find("name=" + ",".join(f"n{number}" for number in range(501)))
+    assert len(caught.value.problem) < 200

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -353,8 +355,139 @@ def test_a_folder_that_is_reached_by_a_link_is_read_again_by_its_path(
     assert (found.unchanged, found.added, catalogue.count()) == (1, 0, 1)
 
 
+def test_a_folder_that_several_paths_lead_to_is_one_checkpoint_in_whatever_order(
+    catalogue: Catalogue, tmp_path: Path, checkpoint_maker: Any
+) -> None:
+    from regraft.zoo.catalogue import Measurement
+
+    model = checkpoint_maker(tmp_path / "real" / "m")
+    other = checkpoint_maker(tmp_path / "real" / "n", card="A copy, with another card.")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to(model)
+    inspect = Inspected()
+    index(catalogue, [tmp_path / "a"], deep=True, inspect=inspect)
+    assert catalogue.paths() == [str(tmp_path / "a" / "link")], "by the name that its owner gave it"
+    catalogue.record_measurement("link", Measurement("id", "t", "as it is", "accuracy", 0.5, 10))
+    assert (index(catalogue, [tmp_path / "b"]).added, catalogue.paths()) == (0, [str(tmp_path / "a" / "link")])
+    found = index(catalogue, [tmp_path / "real"], inspect=inspect)
+    assert (found.added, found.changed) == (1, 1) and catalogue.paths() == [str(model), str(other)]
+    assert inspect.looked == ["link"] and catalogue.count("deep=yes risk=nan name=m") == 1
+    assert [one.value for one in catalogue.measurements("m")] == [0.5] and not catalogue.has("link")
+    for root in ("a", "b", "real", "."):
+        again = index(catalogue, [tmp_path / root])
+        assert (again.added, again.changed, again.gone, catalogue.count()) == (0, 0, 0, 2)
+    shutil.rmtree(model)
+    assert index(catalogue, [tmp_path]).gone == 1 and catalogue.paths(gone=True) == [str(model)]
+
+
+def test_weights_are_read_again_where_that_is_asked_for(catalogue: Catalogue, zoo: Path, checkpoint_maker: Any) -> None:
+    """A copy that keeps times, such as that of `cp -p`, shows in nothing but the weights."""
+    from regraft.zoo.lineage import Edge
+
+    index(catalogue, [zoo], deep=True)
+    base, child, file = str(zoo / "flat" / "m3"), str(zoo / "flat" / "m1"), zoo / "flat" / "m1" / "model.safetensors"
+    catalogue.add_edges([Edge(child, (base,), "finetuned", 0.0, 0.1, "")])
+    before, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:-32] + b"\xff" * 32)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert index(catalogue, [zoo], deep=True).unchanged == 9 and catalogue.count("risk=nan") == 0
+    found = index(catalogue, [zoo], deep=True, reread=True)
+    assert found.weights_read == 9 and found.changed == 1
+    assert [entry.record.path for entry in catalogue.every("risk=nan")] == [child]
+    assert base in catalogue.parents(child), "the same files: what was found from them stays"
+
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "zoo.md"
+
+
+def test_the_example_of_the_manual_runs_once(tmp_path: Path, checkpoint_maker: Any) -> None:
+    """Run as a script without `if __name__ == "__main__"`: workers must not run it again."""
+    for number in range(3):
+        checkpoint_maker(tmp_path / "models" / f"m{number}")
+    (example,) = re.findall(r"```python\n(.*?)```", EXAMPLE.read_text(), re.DOTALL)
+    assert 'index(catalogue, ["models/"])' in example
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\nwith open('runs.txt', 'a') as notes:\n    notes.write(f'{os.getpid()} ')\n"
+        + example.replace('["models/"])', '["models/"], workers=2)')
+        + "print(summary.added, len(summary.unreadable), catalogue.where)\n"
+    )
+    environment = {**os.environ, "REGRAFT_CATALOGUE": str(tmp_path / "c.sqlite")}
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len((tmp_path / "runs.txt").read_text().split()) == 1
+    assert done.stdout.splitlines()[-1] == f"3 0 {tmp_path / 'c.sqlite'}"
+
+
+def test_workers_are_processes_and_what_only_this_one_has_is_read_here(
+    catalogue: Catalogue, tmp_path: Path, checkpoint_maker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        checkpoint_maker(tmp_path / "zoo" / f"m{number}")
+    monkeypatch.setattr("regraft.zoo.catalogue.workers.AT_ONCE", 2)
+    (tmp_path / "own_reader.py").write_text(
+        "import os\nfrom regraft.zoo.record.record import Record\ndef read(folder):\n"
+        "    return Record(path=str(folder), name=str(os.getpid()), kind='checkpoint', file_id='x')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = importlib.import_module("own_reader").read
+    for read, elsewhere in ((own, True), (lambda folder: own(folder), False)):
+        index(catalogue, [tmp_path / "zoo"], workers=2, read=read, reread=True)
+        names = {entry.record.name for entry in catalogue.every()}
+        assert (str(os.getpid()) not in names) == elsewhere and catalogue.count() == 5
+
+
 def test_where_a_snapshot_is_from(catalogue: Catalogue, zoo: Path) -> None:
     index(catalogue, [zoo])
     (entry,) = catalogue.find("source=hf:org/base").entries
     assert (entry.record.name, entry.record.revision) == ("org/base", "a" * 40)
     assert catalogue.count(f"revision={'a' * 40}") == 1 and catalogue.count("source=none") == 8
+
+
+def test_weights_that_may_not_be_read_are_counted_and_tried_again(
+    catalogue: Catalogue, tmp_path: Path, checkpoint_maker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `chmod 000` and then `chmod 644` leave them: sizes and times of the files do not change."""
+    checkpoint_maker(tmp_path / "zoo" / "m")
+    opened = os.open
+
+    def refuse(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path).endswith("model.safetensors"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *rest, **more)
+
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "open", refuse)
+        first = index(catalogue, [tmp_path / "zoo"])
+    assert [(one.path, one.problem) for one in first.unreadable] == [
+        (str(tmp_path / "zoo" / "m"), "model.safetensors cannot be read (Permission denied).")
+    ]
+    assert catalogue.get("m").record.parameters is None
+    again = index(catalogue, [tmp_path / "zoo"])
+    assert (again.changed, again.unreadable) == (1, ())
+    assert catalogue.get("m").record.parameters == 8 and catalogue.count("risk=unreadable-file") == 0
+
+
+def test_a_root_of_links_in_a_circle(catalogue: Catalogue, tmp_path: Path) -> None:
+    (tmp_path / "self").symlink_to("self")
+    with pytest.raises(CatalogueError, match=r"self leads nowhere: links lead in a circle"):
+        index(catalogue, [tmp_path / "self"])
+
+
+@pytest.mark.parametrize("name", [b" sp ", b"sp\t", b"caf\xe9"], ids=["blanks", "tab", "latin-1"])
+def test_odd_names_can_be_asked_for_by_path_and_read_again(
+    name: bytes, catalogue: Catalogue, tmp_path: Path, checkpoint_maker: Any
+) -> None:
+    from regraft.zoo.catalogue.text import path_of
+
+    folder = checkpoint_maker(tmp_path / "zoo" / os.fsdecode(name))
+    checkpoint_maker(tmp_path / "zoo" / "sp")
+    index(catalogue, [tmp_path / "zoo"])
+    entry = catalogue.get(str(folder))
+    assert path_of(entry.record.path) == folder and entry.record.path.encode()
+    again = index(catalogue, [entry.record.path], deep=True)
+    assert (again.changed, again.gone) == (1, 0)
+    assert catalogue.get(entry.record.path).deep

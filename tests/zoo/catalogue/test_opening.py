@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import shutil
 import sqlite3
 import tempfile
@@ -20,6 +21,7 @@ from sqlalchemy import func, select, text
 from regraft.errors import CatalogueError, RegraftError
 from regraft.zoo.catalogue import Catalogue, NoCatalogueError, open_catalogue, opening, rows
 from regraft.zoo.catalogue import schema as tables
+from regraft.zoo.catalogue.in_words import Speaker
 from regraft.zoo.catalogue.opening import _upgrade
 from regraft.zoo.catalogue.place import on_network, place_of
 
@@ -303,6 +305,49 @@ def test_read_only_on_demand(file: Path, record_maker: Any) -> None:
             opened.put([record_maker(9)])
 
 
+def test_where_files_cannot_grow_a_catalogue_is_still_read(public: Path, file: Path) -> None:
+    """SQLite wants to make a file beside it; a limit of file sizes acts as a full disk does."""
+    place = public / "c.sqlite"
+    shutil.copy(file, place)
+    place.chmod(0o666)
+    public.chmod(0o777)
+
+    def look() -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        with open_catalogue(place, create=False) as opened:
+            said = [str(opened.count()), str(opened.writable)]
+            try:
+                opened.remove("m")
+            except CatalogueError as fault:
+                said.append(fault.problem)
+        try:
+            open_catalogue(place)
+        except CatalogueError as fault:
+            said.append(fault.problem)
+        return "|".join(said)
+
+    problem = f"{place} cannot be written: files may not grow so large here."
+    assert as_somebody(look).split("|") == ["3", "False", problem, problem]
+
+
+def test_a_full_disk_is_not_called_broken(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speaker = Speaker(str(file), sqlite=True)
+    fault = sqlite3.OperationalError("disk I/O error")
+    usage = shutil.disk_usage(file.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    assert "the disk is full" in str(speaker.error(fault))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+    assert "the disk reports an error" in str(speaker.error(fault))
+
+
+def test_an_empty_file_holds_no_catalogue_and_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "c.sqlite").write_bytes(b"")
+    with pytest.raises(NoCatalogueError, match="is empty"):
+        open_catalogue(tmp_path / "c.sqlite", create=False)
+    assert (tmp_path / "c.sqlite").read_bytes() == b""
+    open_catalogue(tmp_path / "c.sqlite").close()
+
+
 def test_network_file_systems_are_known_by_their_mounts(tmp_path: Path) -> None:
     mounts = f"/dev/sda1 / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n/dev/sdb {tmp_path}/local xfs rw 0 0\n"
     (tmp_path / "local").mkdir()
@@ -317,3 +362,21 @@ def test_on_a_network_file_system_the_log_is_not_used(
     with open_catalogue(tmp_path / "c.sqlite") as opened:
         opened.put([record_maker(1)])
         assert opened.count() == 1 and not (tmp_path / "c.sqlite-wal").exists()
+
+
+def test_circles_of_links_and_pipes_are_words(tmp_path: Path) -> None:
+    (tmp_path / "loop.sqlite").symlink_to("loop.sqlite")
+    os.mkfifo(tmp_path / "pipe.sqlite")
+    for name, words in (
+        ("loop.sqlite", "links lead in a circle"),
+        ("pipe.sqlite", "it is a pipe, a socket or a device"),
+    ):
+        for create in (True, False):
+            with pytest.raises(CatalogueError, match=words):
+                open_catalogue(tmp_path / name, create=create)
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_no_text_is_no_catalogue(text: str) -> None:
+    with pytest.raises(CatalogueError, match="is no place of a catalogue"):
+        place_of(text)

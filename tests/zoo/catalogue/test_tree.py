@@ -125,6 +125,35 @@ def test_which_checkpoint_a_named_parent_is(
             catalogue.remove(one.path)
 
 
+def test_of_several_with_the_name_of_a_parent_the_weights_tell_which(catalogue: Catalogue, base: Record) -> None:
+    catalogue.put([named(base, "base", path="/1/base"), named(base, "base", path="/2/base")])
+    catalogue.put([named(base, "tuned", "base"), named(base, "lost", "base", "far/away")])
+    first, second = catalogue.tree("tuned").nodes
+    assert (first.name, first.id, first.called, second.name) == ("base", None, 2, "tuned")
+    catalogue.add_edges([Found("tuned", ("/2/base",))])
+    tree = catalogue.tree("tuned")
+    assert [(node.path, node.called) for node in tree.nodes] == [("/2/base", 0), ("/zoo/tuned", 0)]
+    assert sorted(edge.source for edge in tree.edges) == ["stated", "weights"]
+    assert {(node.name, node.called) for node in catalogue.tree("lost").nodes if node.id is None} == {
+        ("base", 2), ("far/away", 0),
+    }  # fmt: skip
+
+
+def test_numbers_beyond_a_database_are_no_fault(catalogue: Catalogue, base: Record) -> None:
+    catalogue.put([named(base, "a"), named(base, "b", "a")])
+    assert len(catalogue.tree("a", limit=10**30).nodes) == 2
+    assert len(catalogue.find(limit=10**30).entries) == 2 and catalogue.find(after=10**30).entries == ()
+
+
+def test_all_are_removed_or_none(catalogue: Catalogue, base: Record) -> None:
+    catalogue.put([named(base, "a"), named(base, "b"), named(base, "x", path="/1"), named(base, "x", path="/2")])
+    for last in ("nobody", "x"):
+        with pytest.raises(CatalogueError):
+            catalogue.remove("a", "b", last)
+        assert catalogue.has("a") and catalogue.has("b")
+    assert catalogue.remove("a", "/zoo/a", "b") == 2 and catalogue.paths() == ["/1", "/2"]
+
+
 def test_a_parent_that_goes_is_still_named(catalogue: Catalogue, base: Record) -> None:
     catalogue.put([named(base, "org/a"), named(base, "org/b", "org/a")])
     assert catalogue.tree("org/b").nodes[0].id is not None

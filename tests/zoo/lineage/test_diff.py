@@ -77,6 +77,19 @@ def test_tokens_added_removed_and_moved(workshop: Any, base: Path, make_tokenize
     assert not found.weights_changed
 
 
+def test_a_tokenizer_that_is_added_or_removed_is_major(workshop: Any, base: Path, make_tokenizer: Any) -> None:
+    one, other = (workshop.written(base, name, lambda tensors: tensors) for name in ("with", "without"))
+    make_tokenizer().save_pretrained(one)
+    for file in other.glob("*token*"):
+        file.unlink()
+    (other / "vocab.txt").unlink(missing_ok=True)
+    for pair, words in (((one, other), "was removed"), ((other, one), "was added")):
+        found = diff(*pair)
+        assert found.tokenizer and (found.bump, found.reason) == ("major", f"the tokenizer {words}")
+        assert f"Tokenizer: {words}." in found.words()
+    assert diff(other, workshop.written(other, "neither", lambda tensors: tensors)).tokenizer is None
+
+
 def test_licence_alone_is_a_patch(workshop: Any, base: Path) -> None:
     other = workshop.written(base, "licensed", lambda tensors: tensors)
     workshop.card(other, "---\nlicense: apache-2.0\n---\n")

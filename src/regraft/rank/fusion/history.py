@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from regraft.errors import StoreError
+from regraft.paths import open_regular
 from regraft.store import default_root, in_words
 
 
@@ -69,21 +70,35 @@ def latest(results: Iterable[Result]) -> list[Result]:
     return list(found.values())
 
 
-def read_history(path: Path | None = None) -> list[Result]:
+def read_history(path: Path | None = None, passed: list[int] | None = None) -> list[Result]:
     """All results, the oldest first; empty when there are none. Lines that are no result are passed over.
 
+    Args:
+        path: The file; this installation's by default.
+        passed: Takes the numbers, from 1 on, of the lines that were passed over; empty ones are none.
+
     Raises:
-        StoreError: The file is there and cannot be read.
+        StoreError: The file is there and cannot be read, or is no file.
     """
     path = path or history_file()
     try:
-        lines = path.read_bytes().splitlines()
+        with open_regular(path) as file:
+            lines = file.read().splitlines()
     except FileNotFoundError:
         return []
     except OSError as fault:
         raise StoreError(f"{path} cannot be read: {fault.strerror}.", "Check its permissions.") from fault
-    found = (_result(line) for line in lines)
+    found = [_result(line) for line in lines]
+    if passed is not None:
+        passed += [number for number, one in enumerate(found, start=1) if one is None and lines[number - 1].strip()]
     return [one for one in found if one is not None]
+
+
+def in_words_passed(passed: Sequence[int], path: Path) -> str:
+    """What is said of lines that were passed over."""
+    if len(passed) == 1:
+        return f"Line {passed[0]} of {path} is no result, and was passed over."
+    return f"{len(passed):,} lines of {path} are no results, and were passed over (the first is line {passed[0]:,})."
 
 
 def add_results(results: Iterable[Result], path: Path | None = None) -> None:

@@ -78,25 +78,28 @@ class Catalogue:
         with self.database.reading() as connection:
             return entries.known(connection, roots)
 
-    def remove(self, name: str, *, several: bool = False) -> int:
-        """Take a checkpoint out, with its measurements; files stay. Returns how many.
+    def remove(self, *names: str, several: bool = False) -> int:
+        """Take checkpoints out, with their measurements; files stay. All of them, or none. Returns how many.
 
         Args:
-            name: A path, a name, or the last part of one.
-            several: Take out all that have the name.
+            names: Each a path, a name, or the last part of one.
+            several: Take out all that have a name.
 
         Raises:
-            CatalogueError: It is not in the catalogue, or several have the name.
+            CatalogueError: One is not in the catalogue, or several have its name; all are as they were.
         """
+        found: dict[int, None] = {}
         with self.database.writing() as connection:
-            numbers = entries.named(connection, name)
-            if not numbers:
-                raise self._unknown(connection, name)
-            if len(numbers) > 1 and not several:
-                raise entries.ambiguous(connection, name, numbers)
-            writing.remove(connection, numbers)
+            for name in names:
+                numbers = entries.named(connection, name)
+                if not numbers:
+                    raise self._unknown(connection, name)
+                if len(numbers) > 1 and not several:
+                    raise entries.ambiguous(connection, name, numbers)
+                found |= dict.fromkeys(numbers)
+            writing.remove(connection, list(found))
             self._relink(connection)
-        return len(numbers)
+        return len(found)
 
     # Questions
 
@@ -119,6 +122,14 @@ class Catalogue:
             page = self.find(text, after=after, limit=500)
             yield from page.entries
             after = page.next
+
+    def paths(self, gone: bool = False) -> list[str]:
+        """The paths of all checkpoints that were there when they were last looked for; or of those that were gone."""
+        statement = select(records.c.path).join(checkpoints, checkpoints.c.id == records.c.checkpoint_id)
+        with self.database.reading() as connection:
+            return list(
+                connection.execute(statement.where(checkpoints.c.gone.is_(gone)).order_by(records.c.path)).scalars()
+            )
 
     def count(self, text: str = "") -> int:
         """How many checkpoints a filter means."""

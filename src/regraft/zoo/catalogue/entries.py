@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +82,11 @@ def known(connection: Connection, roots: Sequence[Path]) -> dict[str, Known]:
 def named(connection: Connection, name: str) -> list[int]:
     """Ids of the checkpoints that a name means: by path, else by full name, else by its last part."""
     given = name.strip()
-    paths = {path_key(given), path_key(str(Path(given).expanduser().absolute()))}
     ways = (
-        checkpoints.c.path_key.in_(paths),
+        *(
+            checkpoints.c.path_key.in_({path_key(one), path_key(str(Path(os.path.expanduser(one)).absolute()))})  # noqa: PTH111
+            for one in (name, given)  # blanks at the ends are legal in paths
+        ),
         checkpoints.c.name_key == key(given),
         checkpoints.c.last_key == key(given),
     )

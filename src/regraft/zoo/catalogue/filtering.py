@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, not_, or_, select
 from sqlalchemy.sql.elements import KeyedColumnElement
@@ -20,9 +20,10 @@ from regraft.zoo.catalogue.grammar import Condition
 from regraft.zoo.catalogue.schema import INDEXED, checkpoints, claims, measurements, terms
 
 CAP = 20_000
+BIGGEST = 2**63 - 1
 _LAST = "\U0010ffff"
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "=": operator.eq, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 _RESULTS = {"claims": claims, "measurements": measurements}
 
@@ -41,6 +42,7 @@ class Compiled:
 
 def page_of(connection: Connection, conditions: Sequence[Condition], after: int, limit: int) -> list[int]:
     """The ids of the first `limit` checkpoints above the id `after` that pass all conditions, in order."""
+    after, limit = min(after, BIGGEST), min(limit, BIGGEST)  # beyond what a database can be asked for there is nothing
     compiled = [_compiled(one) for one in conditions]
     own = [one.predicate for one in compiled] + _present(conditions)
     if connection.dialect.name == "sqlite":
@@ -120,7 +122,7 @@ def _words(condition: Condition) -> Compiled:
     given = [value for value in condition.values if value is not None]
     ways: list[ColumnElement[bool]] = []
     if given:
-        ways.append(exists().where(mine, or_(*(_text(condition)(terms.c.value, value) for value in given))))
+        ways.append(exists().where(mine, or_(*_ways(condition, terms.c.value, _text(condition)))))
     if None in condition.values:
         ways.append(not_(exists().where(mine)))
     predicate = or_(*ways)
@@ -129,7 +131,7 @@ def _words(condition: Condition) -> Compiled:
     if None in condition.values:
         return Compiled(predicate)
     driving = terms.alias("driving")
-    wanted = or_(*(_text(condition)(driving.c.value, value) for value in given))
+    wanted = or_(*_ways(condition, driving.c.value, _text(condition)))
     driver = select(driving.c.checkpoint_id).where(driving.c.kind == condition.field.column, wanted)
     single = len(given) == 1 and not _is_beginning(condition, given[0])
     return Compiled(predicate, driver if single else driver.distinct(), single)
@@ -141,11 +143,12 @@ def _result(condition: Condition) -> Compiled:
     driving = table.alias("driving")
 
     def wanted(rows: Any) -> ColumnElement[bool]:
-        compare = _COMPARE["=" if condition.operator == "!=" else condition.operator]
-        given = [compare(rows.c.value, value) for value in condition.values if value is not None]
-        return (
-            and_(rows.c.metric_key == condition.metric, or_(*given)) if given else rows.c.metric_key == condition.metric
-        )
+        given = [value for value in condition.values if value is not None]
+        if not given:
+            return cast("ColumnElement[bool]", rows.c.metric_key == condition.metric)
+        compare = _COMPARE.get(condition.operator)
+        passes = rows.c.value.in_(given) if compare is None else compare(rows.c.value, given[0])
+        return and_(rows.c.metric_key == condition.metric, passes)
 
     mine = table.c.checkpoint_id == checkpoints.c.id
     ways: list[ColumnElement[bool]] = []
@@ -173,12 +176,26 @@ def _any(
     condition: Condition, column: KeyedColumnElement[Any], same: Callable[[Any, Any], ColumnElement[bool]]
 ) -> ColumnElement[bool]:
     """One of the values; for != everything else, rows without a value among them."""
-    given = [same(column, value) for value in condition.values if value is not None]
+    given = _ways(condition, column, same)
     if condition.operator == "=":
         return or_(*given, *([column.is_(None)] if None in condition.values else []))
     if None in condition.values:
         return and_(column.is_not(None), *(not_(one) for one in given))
     return or_(column.is_(None), not_(or_(*given)))
+
+
+def _ways(
+    condition: Condition, column: Any, same: Callable[[Any, Any], ColumnElement[bool]]
+) -> list[ColumnElement[bool]]:
+    """What each value asks of a column; whole numbers and texts as one IN: a database takes few hundred ORs."""
+    given = dict.fromkeys(_plain_number(value) for value in condition.values if value is not None)
+    exact = {
+        value: None for value in given
+        if isinstance(value, (int, str)) and not isinstance(value, bool) and not _is_beginning(condition, value)
+    }  # fmt: skip
+    if len(exact) < 2:
+        return [same(column, value) for value in given]
+    return [column.in_(list(exact)), *(same(column, value) for value in given if value not in exact)]
 
 
 def _same(column: Any, value: Any) -> ColumnElement[bool]:

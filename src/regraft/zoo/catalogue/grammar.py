@@ -26,6 +26,7 @@ Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 Value = str | float | bool | None
 
 EXAMPLE = 'architecture=bert "layers<=6" licence=mit,apache-2.0'
+MOST_VALUES = 500  # of one condition; SQLite takes expressions no deeper than 1,000
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _VALUE = rf'(?:{_QUOTED}|[^\s,"]+)'
 _FIELD = rf"[A-Za-z_]+(?::(?:{_QUOTED}|[^\s=!<>\"]+))?"
@@ -103,6 +104,11 @@ def _condition(name: str, operator: str, values: str) -> Condition:
     if operator not in ("=", "!=") and field.kind not in ("number", "result"):
         raise CatalogueError(f"{name}{operator}{values}: {field.name} is no number.", f"Write {name}= or {name}!=.")
     written = re.findall(_VALUE, values)
+    if len(written) > MOST_VALUES:
+        raise CatalogueError(
+            f"{name}{operator}{values[:40]}... has {len(written):,} values, expected at most {MOST_VALUES}.",
+            "Ask in several parts, or with a beginning, such as name=bert*.",
+        )
     if len(written) > 1 and operator not in ("=", "!="):
         raise CatalogueError(
             f"{name}{operator}{values}: {operator} takes one value.", f"Write {name}{operator}{written[0]}."

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from regraft import faults
 from regraft.errors import CatalogueError
+from regraft.paths import resolved
 from regraft.progress import SILENT, Progress
 from regraft.zoo.catalogue import entries, lineage, writing
+from regraft.zoo.catalogue.aliases import recorded_as
 from regraft.zoo.catalogue.catalogue import Catalogue
 from regraft.zoo.catalogue.entries import AGAIN, Entry, Known
-from regraft.zoo.catalogue.text import path_key
+from regraft.zoo.catalogue.text import path_key, path_of
 from regraft.zoo.catalogue.workers import Job, Order, Read, Reading, Risks, readings
 from regraft.zoo.record.deep import CODES, weight_files
 from regraft.zoo.record.record import READER, FileFact, Record
@@ -55,6 +57,7 @@ def index(
     workers: int | None = None,
     progress: Progress = SILENT,
     deep: bool = False,
+    reread: bool = False,
     read: Read | None = None,
     identify: Identify | None = None,
     inspect: Risks | None = None,
@@ -68,6 +71,8 @@ def index(
         progress: Told how far it is.
         deep: Read the weights as well, for risks that only they show (NaN, dead layers). Of folders whose weights were read
             before they are read again when they have changed, whether this is set or not.
+        reread: Read all again, with `deep` weights as well, though names, sizes and times of files say that nothing changed: a
+            copy that keeps times, or a disk that forgets, leaves these as they were.
         read, identify, inspect: What reads a folder, tells whether it changed, and looks at weights; `zoo.record`'s when
             None. To be found by worker processes they must be functions of a module.
 
@@ -83,31 +88,33 @@ def index(
         from regraft.zoo.record.deep import deep_risks
 
         inspect = deep_risks
-    places = [_place(catalogue, Path(root).expanduser()) for root in roots]
+    places = [_place(catalogue, path_of(os.path.expanduser(root))) for root in roots]  # noqa: PTH111 - no error for ~nobody
     known = catalogue.known(places)
     _check(places, known)
     troubles: list[Unreadable] = []
     todo, unchanged, seen = [], 0, set()
-    for folder in walk(places, troubles):
+    for folder in recorded_as(catalogue, known, list(walk(places, troubles)), lambda one: _file_id(identify, one)):
         at = path_key(folder)
         if at in seen:
             continue
         seen.add(at)
         before = known.get(at)
-        same = before is not None and not before.gone and not before.unread and before.reader == READER
+        same = before is not None and not before.gone and not before.unread and before.reader == READER and not reread
         if before is not None and same and before.deep >= deep and _file_id(identify, folder) == before.file_id:
             unchanged += 1
         else:
             todo.append(folder)
     added = changed = weights_read = 0
-    orders = _orders(catalogue, todo, known, deep)
+    orders = _orders(catalogue, todo, known, deep, reread)
     with progress.bar("reading checkpoints", len(todo)):
         for batch in _in_batches(readings(Job(read, inspect), orders, workers), BATCH):
             there = [one for one in batch if not _vanished(one.record)]
             held = _held(catalogue, there, known)
             made = [_joined(one, held.get(path_key(one.record.path))) for one in there]
             new = [one for one in made if not _as_held(one, held, known)]
-            moved = {at for one in there if one.deep and (at := path_key(one.record.path)) in known and known[at].deep}
+            moved = {
+                at for one in there if _others(one) and (at := path_key(one.record.path)) in known and known[at].deep
+            }
             if new:
                 with catalogue.database.writing() as connection:
                     writing.put(connection, new, moved)
@@ -131,7 +138,7 @@ def index(
 
 def _place(catalogue: Catalogue, root: Path) -> Path:
     """A root without links in its path; where the catalogue knows it by the path with them, that one."""
-    given, real = root.absolute(), root.resolve()
+    given, real = root.absolute(), resolved(root, CatalogueError)
     return given if given != real and path_key(str(given)) in catalogue.known([given]) else real
 
 
@@ -149,13 +156,17 @@ def _file_id(identify: Identify, folder: str) -> str | None:
         return None
 
 
-def _orders(catalogue: Catalogue, todo: Sequence[str], known: Mapping[str, Known], deep: bool) -> list[Order]:
+def _orders(
+    catalogue: Catalogue, todo: Sequence[str], known: Mapping[str, Known], deep: bool, reread: bool
+) -> list[Order]:
     """What is to be read of each folder; of those whose weights are known, with the files that held them."""
     numbers = {known[at].id: at for folder in todo if (at := path_key(folder)) in known and known[at].deep}
     weights: dict[str, tuple[FileFact, ...]] = {}
     for part in writing.parts(list(numbers)):
         weights |= {numbers[entry.id]: weight_files(entry.record.files) for entry in _entries(catalogue, part)}
-    return [Order(folder, deep or path_key(folder) in weights, weights.get(path_key(folder))) for folder in todo]
+    return [
+        Order(folder, deep or path_key(folder) in weights, weights.get(path_key(folder)), reread) for folder in todo
+    ]
 
 
 def _held(catalogue: Catalogue, there: Sequence[Reading], known: Mapping[str, Known]) -> dict[str, Entry]:
@@ -175,10 +186,15 @@ def _entries(catalogue: Catalogue, numbers: Sequence[int]) -> list[Entry]:
 
 def _joined(one: Reading, held: Entry | None) -> tuple[Record, bool]:
     """The record with what is known of weights that are as they were; and whether they are known."""
-    if not one.same or held is None:
+    if one.deep or not one.same or held is None:
         return one.record, one.deep
     kept = (risk for risk in held.record.risks if risk.code in CODES)
     return replace(one.record, risks=tuple(dict.fromkeys((*one.record.risks, *kept)))), True
+
+
+def _others(one: Reading) -> bool:
+    """Whether the weights that were read are in other files than those that were read before."""
+    return one.deep and not one.same
 
 
 def _as_held(made: tuple[Record, bool], held: Mapping[str, Entry], known: Mapping[str, Known]) -> bool:
@@ -191,7 +207,7 @@ def _as_held(made: tuple[Record, bool], held: Mapping[str, Entry], known: Mappin
 
 
 def _vanished(record: Record) -> bool:
-    return record.kind == "unreadable" and not os.path.isdir(record.path)  # noqa: PTH112
+    return record.kind == "unreadable" and not path_of(record.path).is_dir()
 
 
 def _trouble(record: Record) -> Unreadable | None:

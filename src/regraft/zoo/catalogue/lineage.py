@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, delete, literal, select, text
+from sqlalchemy import Connection, delete, func, literal, select, text
 
 from regraft.zoo.catalogue.licences import mark_forbidden
 from regraft.zoo.catalogue.schema import checkpoints, edges, records, state, terms
-from regraft.zoo.catalogue.text import key, path_key, plain
+from regraft.zoo.catalogue.text import key, last_part, path_key, plain
 from regraft.zoo.catalogue.writing import name_parents, parts, upsert
 
 LIMIT = 300
@@ -62,7 +62,8 @@ class EdgeLike(Protocol):
 class Node:
     """A checkpoint of a tree; `id` and `path` are None for a parent that is named but not in the catalogue.
 
-    `generation` is 0 for the one that was asked for, 1 for its children, -1 for its parents: the shortest way counts.
+    `generation` is 0 for the one that was asked for, 1 for its children, -1 for its parents: the shortest way counts. `called` is
+    how many checkpoints of the catalogue have the name of a parent that is only named, where it is not known which is meant.
     """
 
     id: int | None
@@ -70,6 +71,7 @@ class Node:
     path: str | None
     generation: int
     gone: bool = False
+    called: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def tree(connection: Connection, root: int | None, name: str, limit: int = LIMIT
     `limit` bounds each direction; the nearest come first.
     """
     up: list[int] = []
+    limit = min(limit, 2**31)  # no tree is larger, and a database takes no number beyond 64 bits
     most = limit if root is None else limit + 1  # what is reached begins with where it starts
     if root is not None:
         up, down = (_reach(connection, [root], way, most + 1) for way in ("up", "down"))
@@ -191,17 +194,19 @@ def _reach(connection: Connection, start: Sequence[int], way: str, limit: int) -
 
 def _assembled(connection: Connection, root: int | None, name: str, numbers: Sequence[int], cut: bool) -> Tree:
     """The nodes, their generations, and the edges among them and to parents that are only named."""
-    columns = (edges.c.child_id, edges.c.parent_id, edges.c.parent, edges.c.parent_key, edges.c.relation, edges.c.source,
-               edges.c.p_value, edges.c.distance, edges.c.evidence)  # fmt: skip
+    columns = (edges.c.child_id, edges.c.parent_id, edges.c.parent, edges.c.parent_key, edges.c.parent_last,
+               edges.c.relation, edges.c.source, edges.c.p_value, edges.c.distance, edges.c.evidence)  # fmt: skip
     inside: set[int] = set(numbers)
     found: list[Any] = []
     for part in parts(numbers):
         found += connection.execute(select(*columns).where(edges.c.child_id.in_(part)).order_by(edges.c.id)).all()
     sought = key(name) or ""
+    facts = _facts(connection, numbers)
+    meant = _told_by_weights(found, facts)
     # A node is its number, or the key of a parent that is only named.
     pairs: list[tuple[int | str, int | str, Any]] = [
-        (row.child_id, row.parent_key if row.parent_id is None else row.parent_id, row) for row in found
-        if row.parent_id is None or row.parent_id in inside
+        (row.child_id, meant.get((row.child_id, row.parent_key), row.parent_key) if row.parent_id is None else row.parent_id, row)
+        for row in found if row.parent_id is None or row.parent_id in inside
     ]  # fmt: skip
     start: int | str = root if root is not None else sought
     ups, downs = defaultdict(list), defaultdict(list)
@@ -212,14 +217,15 @@ def _assembled(connection: Connection, root: int | None, name: str, numbers: Seq
     for node, steps in _generations(start, ups, -1).items():
         if node not in generation or abs(steps) < abs(generation[node]):
             generation[node] = steps
-    facts = _facts(connection, numbers)
-    shown = {row.parent_key: row.parent for _, _, row in pairs if row.parent_id is None} | {sought: name}
+    named = {row.parent_key: row for _, parent, row in pairs if isinstance(parent, str)}
+    shown = {given: row.parent for given, row in named.items()} | {sought: name}
 
     def node_of(node: int | str) -> Node:
         if isinstance(node, str):
-            return Node(None, shown[node], None, generation[node])
-        named, path, gone = facts[node]
-        return Node(node, named, path, generation[node], gone)
+            called = _called(connection, named[node], downs[node]) if node in named and node != start else 0
+            return Node(None, shown[node], None, generation[node], called=called)
+        own, path, gone = facts[node]
+        return Node(node, own, path, generation[node], gone)
 
     made = {node: node_of(node) for node in generation}
     order = sorted(made, key=lambda node: (made[node].generation, made[node].name, made[node].path or ""))
@@ -229,6 +235,39 @@ def _assembled(connection: Connection, root: int | None, name: str, numbers: Seq
         for child, parent, row in pairs if child in place and parent in place
     )  # fmt: skip
     return Tree(tuple(made[node] for node in order), lines, cut)
+
+
+def _told_by_weights(found: Sequence[Any], facts: dict[int, tuple[str, str, bool]]) -> dict[tuple[int, str], int]:
+    """(child, key of a stated parent) -> the checkpoint of that name which the child's weights come from.
+
+    The name alone did not tell which one is meant; of several that the weights show none is taken.
+    """
+    shown = defaultdict(list)
+    for row in found:
+        if row.source == "weights" and row.parent_id in facts:
+            name = key(facts[row.parent_id][0]) or ""
+            for way in {(row.child_id, name), (row.child_id, last_part(name))}:
+                shown[way].append(row.parent_id)
+    told = {}
+    for row in found:
+        if row.parent_id is None:
+            ways = (shown.get((row.child_id, name), []) for name in (row.parent_key, row.parent_last))
+            meant = set(next((way for way in ways if way), []))
+            if len(meant) == 1:
+                told[row.child_id, row.parent_key] = meant.pop()
+    return told
+
+
+def _called(connection: Connection, row: Any, children: Sequence[int | str]) -> int:
+    """How many checkpoints have the name of a stated parent that was not found: its whole name, else its last part."""
+    others = checkpoints.c.id.not_in([child for child in children if isinstance(child, int)][:900])
+    for wanted in (checkpoints.c.name_key == row.parent_key, checkpoints.c.last_key == row.parent_last):
+        count = int(
+            connection.execute(select(func.count()).select_from(checkpoints).where(wanted, others)).scalar_one()
+        )
+        if count:
+            return count
+    return 0
 
 
 def _generations(start: int | str, ways: dict[int | str, list[int | str]], step: int) -> dict[int | str, int]:

@@ -23,8 +23,8 @@ from sqlalchemy.exc import NoSuchModuleError
 from sqlalchemy.pool import QueuePool
 
 from regraft.errors import CatalogueError
-from regraft.zoo.catalogue.in_words import Speaker
-from regraft.zoo.catalogue.place import Place, check_file, on_network
+from regraft.zoo.catalogue.in_words import NoRoomError, Speaker
+from regraft.zoo.catalogue.place import NoCatalogueError, Place, check_file, on_network
 from regraft.zoo.catalogue.schema import REVISIONS, VERSION_TABLE, metadata
 
 PATIENCE_S = 30.0
@@ -36,10 +36,20 @@ _OURS = frozenset({*metadata.tables, "words"})
 class Database:
     """Connections to one catalogue; `reading` and `writing` are the only ways to use them."""
 
-    def __init__(self, engine: Engine, speaker: Speaker, writable: bool, watched: Path | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        speaker: Speaker,
+        writable: bool,
+        watched: Path | None = None,
+        closed: CatalogueError | None = None,
+    ) -> None:
         self.engine = engine
         self.speaker = speaker
         self.writable = writable
+        self._closed = closed or CatalogueError(
+            f"{speaker.shown} can be read but not written.", "Give --catalogue a file in a folder of yours."
+        )
         self._watched = watched
         self._state = None if watched is None else _state_of(watched)
 
@@ -79,9 +89,7 @@ class Database:
             CatalogueError: The catalogue can only be read, the disk is full, another process does not let go.
         """
         if not self.writable:
-            raise CatalogueError(
-                f"{self.speaker.shown} can be read but not written.", "Give --catalogue a file in a folder of yours."
-            )
+            raise self._closed
         with (
             self.speaker.in_words(),
             self.engine.connect().execution_options(**{_WRITES: True}) as connection,
@@ -101,6 +109,10 @@ def connect(place: Place, *, create: bool = True, read_only: bool = False) -> Da
     """
     if place.path is not None:
         writable = check_file(place.path, create=create) and not read_only
+        if not create and not place.path.stat().st_size:
+            raise NoCatalogueError(
+                f"{place.path} is empty: it holds no catalogue.", "Fill it with `regraft zoo add FOLDER`."
+            )
         speaker = Speaker(place.shown, sqlite=True)
         alone = not writable and _without_locks(place.path)
         database = Database(_sqlite(place.path, writable, alone), speaker, writable, place.path if alone else None)
@@ -110,6 +122,12 @@ def connect(place: Place, *, create: bool = True, read_only: bool = False) -> Da
     try:
         if place.path is not None and database.writable:
             _write_ahead(database, place.path)
+        _prepare(database)
+    except NoRoomError as fault:  # SQLite cannot make the files that it keeps beside a catalogue
+        database.engine.dispose()
+        if create or place.path is None or _state_of(place.path)[2] > 0:
+            raise
+        database = Database(_sqlite(place.path, False, True), speaker, False, place.path, fault)
         _prepare(database)
     except BaseException:
         database.engine.dispose()

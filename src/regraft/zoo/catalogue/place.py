@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from regraft.errors import CatalogueError
+from regraft.paths import open_regular, resolved
 from regraft.store import default_root
 
 VARIABLE = "REGRAFT_CATALOGUE"
@@ -48,8 +49,10 @@ def place_of(where: str | Path | None) -> Place:
     """The place that a user names: nothing ($REGRAFT_CATALOGUE, else beside the store), a path, or a URL.
 
     Raises:
-        CatalogueError: A URL that cannot be read, or of another database.
+        CatalogueError: Empty text, or a URL that cannot be read, or of another database.
     """
+    if where is not None and not str(where).strip():
+        raise CatalogueError(f"{str(where)!r} is no place of a catalogue.", "Give a file, or leave it out.")
     text = os.environ.get(VARIABLE, "").strip() if where is None else str(where).strip()
     if not text:
         path = default_root() / FILE
@@ -85,6 +88,7 @@ def check_file(path: Path, *, create: bool) -> bool:
         CatalogueError: It is no file, is no SQLite database, is not there and may not or cannot be made, or cannot be read.
     """
     try:
+        resolved(path, CatalogueError)
         if path.is_dir():
             raise CatalogueError(f"{path} is a folder, expected a catalogue's file.", f"Give {path / FILE}.")
         if not path.exists():
@@ -94,7 +98,7 @@ def check_file(path: Path, *, create: bool) -> bool:
             if not os.access(path.parent, os.W_OK):
                 raise CatalogueError(f"{path} cannot be made: its folder cannot be written.", "Give a folder of yours.")
             return True
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             begun = file.read(len(_MAGIC))
     except OSError as fault:
         raise CatalogueError(
@@ -121,7 +125,7 @@ def on_network(path: Path, mounts: str | None = None) -> bool:
             mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return False
-    real, best, kind = str(path.resolve()), "", ""
+    real, best, kind = str(resolved(path, CatalogueError)), "", ""
     for line in mounts.splitlines():
         parts = line.split()
         if len(parts) < 3:

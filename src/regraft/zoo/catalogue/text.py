@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import unicodedata
+from pathlib import Path
 
 LONGEST = 500
 _BIGGEST = 2**63 - 1
 _WORD = re.compile(r"[^\W_]+")
+_WRITTEN_OUT = re.compile(r"\\x([89a-f][0-9a-f])|\\udc([89a-f][0-9a-f])")
 
 
 def plain(text: str) -> str:
@@ -45,6 +48,15 @@ def path_key(path: str) -> str:
     if len(text) <= LONGEST:
         return text
     return f"{text[:400]}#{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def path_of(text: str) -> Path:
+    """The path that a catalogue holds as text, with bytes that are no UTF-8 written out (`\\xe9`, `\\udce9`).
+
+    It is taken as it is where there is something, otherwise with those bytes.
+    """
+    there = _WRITTEN_OUT.sub(lambda found: chr(0xDC00 + int(found[1] or found[2], 16)), text)
+    return Path(there) if there != text and not os.path.lexists(text) and os.path.lexists(there) else Path(text)
 
 
 def whole(value: int | None) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -13,6 +13,7 @@ from regraft.zoo.catalogue.schema import checkpoints, claims, edges, records, ri
 from regraft.zoo.catalogue.text import path_key
 from regraft.zoo.record.record import Record
 
+T = TypeVar("T")
 _AT_ONCE = 900  # ids in one IN (...)
 
 
@@ -84,6 +85,13 @@ def mark_gone(connection: Connection, numbers: Sequence[int]) -> None:
         connection.execute(update(checkpoints).where(checkpoints.c.id.in_(part)).values(gone=True))
 
 
+def move(connection: Connection, number: int, path: str) -> None:
+    """Give a checkpoint the path by which it is known from now on; its `file_id` goes, so that it is read and named anew."""
+    connection.execute(
+        update(checkpoints).where(checkpoints.c.id == number).values(path_key=path_key(path), file_id="")
+    )
+
+
 def remove(connection: Connection, numbers: Sequence[int]) -> None:
     """Take checkpoints out of the catalogue with everything that is known of them; their files stay."""
     for part in parts(numbers):
@@ -102,7 +110,7 @@ def relink_asked(connection: Connection) -> bool:
     return connection.execute(select(state.c.value).where(state.c.name == "relink")).scalar() is not None
 
 
-def parts(numbers: Sequence[int]) -> Iterable[Sequence[int]]:
+def parts(numbers: Sequence[T]) -> Iterable[Sequence[T]]:
     """Lists short enough for one statement."""
     for start in range(0, len(numbers), _AT_ONCE):
         yield numbers[start : start + _AT_ONCE]

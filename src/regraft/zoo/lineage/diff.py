@@ -31,7 +31,7 @@ from regraft.zoo.lineage.changes import (
 )
 from regraft.zoo.lineage.kinds import kind_of
 from regraft.zoo.lineage.model import Model, model_of
-from regraft.zoo.lineage.version import bump_of, some, undocumented
+from regraft.zoo.lineage.version import bump_of, some, tokenizer_words, undocumented
 from regraft.zoo.record.read import read_record
 from regraft.zoo.record.record import Record
 
@@ -51,7 +51,8 @@ class Diff:
         relation: What the change of weights looks like, as for an edge; None where shapes do not agree or nothing changed.
         relation_words: What speaks for it.
         vocabulary: None where either has none that can be read.
-        tokenizer: Whether text becomes other ids; None where either has no tokenizer.
+        tokenizer: Whether text becomes other ids, as it does where one of them has no tokenizer; None where neither has one.
+        tokenizer_ids: Before and after (see `Record`); None where there is no tokenizer that can be read.
         config: Keys of config.json: (before, after).
         dtypes: Number formats before and after.
         labels: Before and after.
@@ -72,6 +73,7 @@ class Diff:
     relation_words: str
     vocabulary: Vocabulary | None
     tokenizer: bool | None
+    tokenizer_ids: tuple[str | None, str | None]
     config: Mapping[str, tuple[Any, Any]]
     dtypes: tuple[str, str]
     labels: tuple[tuple[str, ...] | None, tuple[str, ...] | None]
@@ -125,6 +127,8 @@ class Diff:
                 f"Vocabulary: {one.sizes[0]:,} became {one.sizes[1]:,} tokens; {len(one.added):,} added "
                 f"({some(one.added)}), {len(one.removed):,} removed ({some(one.removed)}), {len(one.moved):,} moved."
             )
+        elif self.tokenizer and None in self.tokenizer_ids:
+            found.append(f"Tokenizer: {tokenizer_words(self.tokenizer_ids)}.")
         elif self.tokenizer:
             found.append("Tokenizer: text is cut in another way, with the same tokens.")
         for key, (before, after) in self.config.items():
@@ -214,7 +218,8 @@ def _diff(first: _One, second: _One) -> Diff:
         relation=None if kind is None else kind.relation,
         relation_words="" if kind is None else kind.words,
         vocabulary=vocabulary,
-        tokenizer=None if None in ids else ids[0] != ids[1],
+        tokenizer=None if ids == (None, None) else ids[0] != ids[1],
+        tokenizer_ids=ids,
         config={key: pair for key, pair in config.items() if key not in _LABELS},
         dtypes=(_dtypes(one), _dtypes(other)),
         labels=(first.record.labels, second.record.labels),

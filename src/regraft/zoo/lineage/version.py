@@ -25,7 +25,7 @@ def bump_of(found: Diff) -> tuple[str, str]:
         reasons.append(f"the architecture changed ({some(tuple(architecture)) if architecture else 'its layers'})")
     words = found.vocabulary
     if found.tokenizer or (words is not None and (words.added or words.removed or words.moved)):
-        reasons.append("the tokenizer changed")
+        reasons.append(f"the tokenizer {tokenizer_words(found.tokenizer_ids)}")
     if found.labels[0] != found.labels[1]:
         reasons.append("the labels changed")
     if reasons:
@@ -37,6 +37,13 @@ def bump_of(found: Diff) -> tuple[str, str]:
     if found.config or found.licences[0] != found.licences[1]:
         return "patch", "only metadata changed"
     return "none", "weights, tokenizer, config and licence are the same"
+
+
+def tokenizer_words(ids: tuple[str | None, str | None]) -> str:
+    """What became of a tokenizer: was added, was removed, changed. One that cannot be read counts as none."""
+    if ids[0] is None and ids[1] is not None:
+        return "was added"
+    return "was removed" if ids[1] is None and ids[0] is not None else "changed"
 
 
 def undocumented(found: Diff, first: tuple[Model, str], second: tuple[Model, str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from regraft.checkpoint.files import CONFIG_LIMIT, read_bytes
 from regraft.errors import CheckpointError
-from regraft.zoo.record.listing import Listing, list_folder
+from regraft.zoo.record.listing import Listing, list_folder, printable
 from regraft.zoo.record.record import Risk, Severity
 
 MOST_TEXT = 500  # characters of one value that is kept
@@ -38,8 +38,8 @@ class Folder:
         return sorted(name for name in self.listing.files if name.startswith(prefix) and "/" not in name[len(prefix) :])
 
     def risk(self, code: str, severity: Severity, where: str, problem: str) -> None:
-        """Note a risk."""
-        self.risks.append(Risk(code, severity, where, clean(problem) or code))
+        """Note a risk; `where` is written out as names of files are, so that it is what the sentence says."""
+        self.risks.append(Risk(code, severity, printable(where), clean(problem) or code))
 
     def read(self, name: str, limit: int) -> bytes | None:
         """The bytes of a file; None when it is not there, too large (never opened then) or cannot be read."""
@@ -64,7 +64,7 @@ class Folder:
         return None if data is None else self.parse(name, data)
 
     def parse(self, name: str, data: bytes) -> Any:
-        """The value of JSON text; None with a risk when it is none, or one that would fill the memory."""
+        """The value of JSON text; None with a risk when it is none or `null`, or would fill the memory."""
         if too_many_values(data):
             self.risk(
                 "too-large", "warning", name,
@@ -72,11 +72,14 @@ class Folder:
             )  # fmt: skip
             return None
         try:
-            return json.loads(data.decode("utf-8"))
+            value = json.loads(data.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             self.risk("broken-file", "danger", name, f"It is not JSON ({reason}).")
             return None
+        if value is None:
+            self.risk("broken-file", "danger", name, "It holds null, and so nothing.")
+        return value
 
     def json_object(self, name: str, limit: int = CONFIG_LIMIT) -> Mapping[str, Any]:
         """The object in a JSON file; empty when there is none that can be read."""

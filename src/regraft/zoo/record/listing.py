@@ -78,7 +78,11 @@ def printable(name: str) -> str:
     """A file's name as text that can be stored anywhere: bytes that are no UTF-8 and control characters are written out."""
     if name.isascii() and name.isprintable():
         return name
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        raw = os.fsencode(name)
+    except UnicodeEncodeError:  # of a name that was read in a file: no file system can hold it
+        raw = name.encode("utf-8", "backslashreplace")
+    text = raw.decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 

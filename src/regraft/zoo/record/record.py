@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # Of what `read_record` makes of a folder: raised when that changes, so that catalogues read what they hold again.
-READER = 2
+READER = 3
 
 Kind = Literal["checkpoint", "adapter", "unreadable"]
 Severity = Literal["danger", "warning", "note"]

@@ -71,7 +71,9 @@ def listing_risks(folder: Folder, has_safetensors: bool) -> None:
     if listing.fault is not None:
         folder.risk("partly-unread", "warning", listing.denied, f"Not all of it was listed: {listing.fault}.")
     link_risks(folder)
-    grouped(folder, "special-file", "warning", listing.special, "{} that are pipes, sockets or devices.")
+    grouped(
+        folder, "special-file", "warning", listing.special, "{} of a kind that is never opened: pipe, socket, device."
+    )
     pickles = [name for name in listing.files if is_pickle(name)]
     if has_safetensors:
         grouped(

@@ -66,6 +66,8 @@ def sizes_of(config: Mapping[str, Any], folder: Folder, where: str) -> Sizes:
     found: dict[str, int | None] = {}
     for name, keys in SYNONYMS.items():
         value = next((one for tower in towers if (one := _first(tower, keys)) is not None), None)
+        if value is None and (odd := next((text for tower in towers if (text := _odd(tower, keys))), None)) is not None:
+            folder.risk("absurd-size", "warning", where, f"It states {odd} for {name}, expected a whole number.")
         if value is not None and not 1 <= value <= LARGEST[name]:
             absurd = str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
             folder.risk(
@@ -82,6 +84,12 @@ def sizes_of(config: Mapping[str, Any], folder: Folder, where: str) -> Sizes:
         pad = config.get("pad_token_id", 1)
         found["max_length"] = length - (pad if isinstance(pad, int) and 0 <= pad < length - 1 else 1) - 1 or None
     return Sizes(**found)
+
+
+def _odd(config: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    """A value that can be no size, as text. Lists are passed over: some families state a size for each layer or stage."""
+    values = (config.get(key) for key in keys)
+    return next((ascii(value)[:40] for value in values if isinstance(value, bool | float | str | dict)), None)
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from regraft.checkpoint import blocks
 from regraft.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from regraft.checkpoint.files import read_json_object
-from regraft.checkpoint.headers import HEADER_LIMIT, INDEX, SINGLE, TensorInfo, read_header, read_tensors
-from regraft.errors import CheckpointError, UnsafeCheckpointError
+from regraft.checkpoint.headers import HEADER_LIMIT, INDEX, SINGLE, TensorInfo, is_shard, read_header, read_tensors
+from regraft.errors import CheckpointError, UnreadableFileError, UnsafeCheckpointError
+from regraft.paths import open_regular
 from regraft.zoo.record.folder import Folder, too_many_values
+from regraft.zoo.record.listing import printable
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
@@ -70,24 +71,30 @@ def _read(folder: Folder, at: str, name: str) -> dict[str, TensorInfo]:
         if (huge := _bomb(folder, at, name)) is not None:
             folder.risk("too-large", "warning", huge, "Its header would take gigabytes of memory, and was not read.")
             return {}
-        if name != INDEX:
-            return read_header(place / name)
-        if any(link.startswith(at) and link.endswith(".safetensors") for link in folder.listing.links_out):
-            return {}  # a shard that is not followed; the link is a risk of its own
-        return read_tensors(place)
+        if name == INDEX and any(
+            link.startswith(at) and link.endswith(".safetensors") for link in folder.listing.links_out
+        ):
+            _shard_risks(folder, at, missing=False)  # a shard is not followed; the link is a risk of its own
+            return {}
+        found = read_header(place / name) if name != INDEX else read_tensors(place)
+        if not found:
+            folder.risk("header", "danger", f"{at}{name}", f"{at}{name} holds no tensor.")
+        return found
     except CheckpointError as error:
-        if name == INDEX and (missing := _missing_shards(place)):
-            folder.risk("missing-file", "danger", f"{at}{missing[0]}", _missing(missing, at + INDEX))
+        if name == INDEX and _shard_risks(folder, at):
             return {}
         problem = error.problem.replace(f"{folder.path}/", "")
-        if "quantised format" in problem:
-            folder.risk("quantised", "warning", f"{at}{name}", problem)
+        if isinstance(error, UnreadableFileError):
+            folder.risk("unreadable-file", "danger", f"{at}{name}", problem)
         elif isinstance(error, UnsafeCheckpointError):
             folder.risk("path-out", "danger", f"{at}{name}", problem)
+        elif "quantised format" in problem:
+            folder.risk("quantised", "warning", f"{at}{name}", problem)
         else:
             folder.risk("header", "danger", f"{at}{name}", problem)
     except (OSError, ValueError) as error:
-        folder.risk("unreadable-file", "danger", f"{at}{name}", str(error))
+        reason = getattr(error, "strerror", None) or str(error)
+        folder.risk("unreadable-file", "danger", f"{at}{name}", f"{at}{name} cannot be read ({reason}).")
     return {}
 
 
@@ -99,7 +106,7 @@ def _bomb(folder: Folder, at: str, name: str) -> str | None:
     for one in names:
         if folder.listing.files[one].bytes < 2**20:
             continue
-        with (folder.path / one).open("rb") as file:
+        with open_regular(folder.path / one) as file:
             first = b"" if one.endswith(".json") else file.read(8)
             length = int.from_bytes(first, "little") if first else HEADER_LIMIT
             # A header that is too long is refused where it is read.
@@ -108,16 +115,29 @@ def _bomb(folder: Folder, at: str, name: str) -> str | None:
     return None
 
 
-def _missing_shards(place: Path) -> list[str]:
-    """The shards that an index names and that are not beside it."""
+def _shard_risks(folder: Folder, at: str, *, missing: bool = True) -> bool:
+    """Note what an index names outside of its folder, and the shards that are not beside it; neither hides the other.
+
+    Whether there was either.
+    """
+    place, index = folder.path / at, f"{at}{INDEX}"
     try:
         weight_map: Any = read_json_object(place / INDEX, HEADER_LIMIT).get("weight_map")
-        shards = sorted({shard for shard in weight_map.values() if isinstance(shard, str) and "/" not in shard})
-        return [shard for shard in shards if not (place / shard).exists()]
+        shards = sorted({shard for shard in weight_map.values() if isinstance(shard, str)})
+        outside = [shard for shard in shards if not is_shard(shard)]
+        absent = [shard for shard in shards if missing and is_shard(shard) and not (place / shard).exists()]
     except (CheckpointError, OSError, ValueError, AttributeError):
-        return []
+        return False
+    if outside:
+        folder.risk(
+            "path-out", "danger", index,
+            f"{index} names {_first(outside)}, which {'are' if len(outside) > 1 else 'is'} no .safetensors file of this folder.",
+        )  # fmt: skip
+    if absent:
+        problem = f"{_first(absent)} of {index} {'are' if len(absent) > 1 else 'is'} missing."
+        folder.risk("missing-file", "danger", f"{at}{absent[0]}", problem)
+    return bool(outside or absent)
 
 
-def _missing(names: list[str], index: str) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{names[0]}{more} of {index} {'are' if more else 'is'} missing."
+def _first(names: list[str]) -> str:
+    return printable(names[0][:80]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
