@@ -21,13 +21,13 @@ def toy_zoo(tiny_bert: Path) -> str:
     return f"{tiny_bert},{tiny_bert}#layers=2"
 
 
-# Where cuts are tested; elsewhere they would only take time.
-_WITH_CUTS = ("test_cuts.py", "test_reuse.py")
+# Where cuts are tested, kills among them; elsewhere they would only take time.
+_WITH_CUTS = ("test_cuts.py",)
 
 
 @pytest.fixture(autouse=True)
 def without_cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cut members, but in the tests of them and of the whole job."""
+    """No cut members, but in the tests of them."""
     if request.path.name not in _WITH_CUTS:
         monkeypatch.setattr("regraft.planner.cuts.MOST_CUTS", 0)
 
