@@ -5,7 +5,7 @@
     truncations   MiniLM's first 1 to 6 layers, a folder each
     unrelated     six encoders of MiniLM's shape whose weights have nothing in common: MiniLM, and five drawn at random
 
-Each is ranked on banking77's first 1,000 and 3,000 training texts. The peer computes one score (H-score on the mean over
+Each is ranked on 1,000 and 3,000 training texts of banking77. The peer computes one score (H-score on the mean over
 layers); Regraft what `regraft rank` computes: three left-out probes, kNN and LogME, intervals, and baselines. Targets: 2.4 times
 as fast on unrelated encoders, 6 times on truncations, 2 s when the features are in the store. Medians of the repeats count.
 
@@ -25,6 +25,8 @@ from typing import Any
 import common
 import torch
 from transformers import AutoModel, AutoTokenizer
+
+from regraft.randomness import permutation
 
 HERE = Path(__file__).resolve().parent
 LAYERS = range(1, 7)
@@ -62,16 +64,17 @@ def _save(model: Any, folder: Path) -> None:
 
 
 def task(scratch: Path, data: Path, rows: int) -> Path:
-    """banking77 with its first training rows; a short test split, which neither reads."""
+    """So many training rows of banking77, drawn at random (the file goes by label); a short test split, which neither reads."""
     folder = scratch / f"banking77-{rows}"
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", rows), ("validation", 200), ("test", 200)):
         taken = common.read(data / "banking77" / ("test.csv" if split == "test" else "train.csv"))
-        start = 5000 if split == "validation" else 0
+        order = permutation(len(taken.texts), 0, "rank speed")
+        chosen = order[5000 : 5000 + count] if split == "validation" else order[:count]
         with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            writer.writerows(zip(taken.texts[start : start + count], taken.labels[start : start + count], strict=True))
+            writer.writerows((taken.texts[row], taken.labels[row]) for row in chosen)
     return folder
 
 

@@ -32,12 +32,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(THREADS)
     with redirect_stdout(sys.stderr):
-        data = Dataset.from_csv(str(given.task / "train.csv"))
+        data = Dataset.from_csv(str(given.task / "train.csv")).class_encode_column("label")  # it takes whole numbers
         ranker = TransformerRanker(data, text_column="text", label_column="label")
         found = ranker.run(
             [str(one) for one in given.models], estimator=given.estimator, batch_size=BATCH, device="cpu"
         )
-    scores = {Path(name).name: float(value) for name, value in found._results.items()}
+    scores = {Path(name).name: float(value) for name, value in found.scores.items()}
     print(json.dumps({"scores": scores, "version": version("transformer-ranker")}))
 
 
