@@ -28,7 +28,7 @@ PLACE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTAL
 WITHIN = 0.03
 # The budget under which TF-IDF is measured, for all.
 TFIDF_S = 60
-NOTHING = "Not measured yet; `make bench` measures it.\n"
+NOTHING = "Not measured yet.\n"
 
 
 def mean_and_half_width(cells: list[dict[str, Any]]) -> tuple[float, float]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import operator
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from regraft.errors import CatalogueError
-from regraft.zoo.catalogue import Catalogue, filtering
+from regraft.zoo.catalogue import Catalogue, filtering, open_catalogue
 from regraft.zoo.catalogue.grammar import is_filter, parse
+from regraft.zoo.catalogue.schema import checkpoints
 from regraft.zoo.record.record import Record
 
 NUMBERS: dict[str, Callable[[Record], Any]] = {
@@ -283,3 +286,13 @@ def test_too_many_values_are_refused_in_words(catalogue: Catalogue) -> None:
     with pytest.raises(CatalogueError, match="has 501 values, expected at most 500") as caught:
         catalogue.find("name=" + ",".join(f"n{number}" for number in range(501)))
     assert len(caught.value.problem) < 200
+
+
+def test_sqlite_looks_for_a_result_among_those_of_one_checkpoint(tmp_path: Path) -> None:
+    """Not among all results that pass: of a common metric, that is every one of a hub's for each checkpoint that is looked at."""
+    (condition,) = parse("claimed:accuracy>0.5")
+    asked = select(checkpoints.c.id).where(filtering._compiled(condition).predicate)
+    with open_catalogue(tmp_path / "c.sqlite") as catalogue, catalogue.database.reading() as connection:
+        words = asked.compile(connection.engine, compile_kwargs={"literal_binds": True})
+        plan = " ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {words}"))
+    assert "claims_checkpoint (checkpoint_id=?" in plan and "claims_metric" not in plan
